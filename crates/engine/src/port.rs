@@ -1,0 +1,226 @@
+//! What a lane is told and what it asks for. The node turns actions into I/O, the simulator into events.
+
+use std::time::Duration;
+
+use journal::record;
+use model::{
+    CpuShare, End, FunctionKey, FunctionName, Guarantee, InstanceId, InvocationId, LeaseId, Level, Memory, RateClass, Tenant,
+    Time, Version,
+};
+
+/// A function with everything its lane needs to run it. Installing a function that is already there replaces it make before
+/// break: the old version serves until enough instances of the new one are warm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deployment {
+    pub function: FunctionKey,
+    pub name: FunctionName,
+    pub tenant: Tenant,
+    pub version: Version,
+    pub memory: Memory,
+    /// The run-time bound of an invocation outside the guarantee (AWS's `Timeout`).
+    pub timeout: Duration,
+    /// `None` in the best-effort lane.
+    pub reservation: Option<Reservation>,
+}
+
+/// What admission granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    pub terms: Guarantee,
+    /// Counts the changes of this function's guarantee.
+    pub generation: u64,
+    pub rate_class: Option<RateClass>,
+    pub level: Level,
+    /// Where its instances run; the pacer releases to the shards in turn.
+    pub shards: Vec<Shard>,
+    /// S, without T.
+    pub start_bound: Duration,
+    /// R, without T.
+    pub response_bound: Duration,
+    pub tolerance: Duration,
+}
+
+/// The part of a reservation that lives on one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    pub core: u16,
+    /// SCHED_FIFO priority of its instances (deadline-monotonic, 1 to 60).
+    pub priority: u8,
+    /// K: instances that may exist on this core.
+    pub instances: u32,
+    /// W: idle instances kept ready on this core.
+    pub warm: u32,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Install(Box<Deployment>),
+    /// New priorities, bounds or T for a function whose code stays as it is.
+    Revise {
+        function: FunctionKey,
+        reservation: Box<Reservation>,
+    },
+    Remove {
+        function: FunctionKey,
+    },
+    /// A request for the function is complete. `deadline` is the one the request carried.
+    Arrived {
+        id: InvocationId,
+        function: FunctionKey,
+        deadline: Option<Time>,
+    },
+    /// Input for a lease is complete.
+    Supplied {
+        id: InvocationId,
+        lease: LeaseId,
+        deadline: Option<Time>,
+    },
+    /// Start and hold an instance; it is wanted within `lead`.
+    PreInvoke {
+        lease: LeaseId,
+        function: FunctionKey,
+        lead: Duration,
+    },
+    /// The client of the invocation went away.
+    Abandoned {
+        id: InvocationId,
+    },
+    /// The instance asks for its first or next invocation.
+    Ready {
+        instance: InstanceId,
+    },
+    /// The instance is no more: it could not be started, crashed, or was killed as asked.
+    Gone {
+        instance: InstanceId,
+    },
+    /// The bootstrap says when the handler was entered (told before or together with the end).
+    Started {
+        id: InvocationId,
+        at: Time,
+    },
+    /// The instance delivered a result or an error; it may not be ready for the next invocation yet.
+    Ended {
+        id: InvocationId,
+        end: End,
+        cpu: Duration,
+    },
+    /// The watch saw the invocation exceed its own run time or CPU budget.
+    Overran {
+        id: InvocationId,
+        cpu: Duration,
+    },
+    /// The probe of a core saw a gap.
+    ProbeGap {
+        core: u16,
+        from: Time,
+        until: Time,
+    },
+    /// Accept nothing more; what runs may end.
+    Drain,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Start {
+        instance: InstanceId,
+        function: FunctionKey,
+        version: Version,
+        on: Placement,
+    },
+    /// The class of an instance's threads changes (a new priority, or best effort after an overrun that demotes).
+    Place {
+        instance: InstanceId,
+        on: Placement,
+    },
+    /// Kill the instance with all its children; [`Event::Gone`] follows.
+    Kill {
+        instance: InstanceId,
+    },
+    Deliver {
+        id: InvocationId,
+        instance: InstanceId,
+        allowance: Allowance,
+    },
+    /// Hand the invocation to the best-effort lane.
+    Demote {
+        id: InvocationId,
+    },
+    /// Answer the client that its invocation is not run.
+    Refuse {
+        id: InvocationId,
+        refusal: Refusal,
+    },
+    /// Answer the client that its invocation was stopped (killed at a bound, or its instance died).
+    Fail {
+        id: InvocationId,
+        end: End,
+    },
+    LeaseReady {
+        lease: LeaseId,
+        expires: Time,
+    },
+    LeaseEnded {
+        lease: LeaseId,
+        held: Duration,
+    },
+    /// The version serves now; the one before it is gone or going.
+    Serving {
+        function: FunctionKey,
+        version: Version,
+    },
+    /// Instances of the version do not become ready; the one before it still serves.
+    CannotServe {
+        function: FunctionKey,
+        version: Version,
+    },
+    Record(Box<record::Invocation>),
+}
+
+/// Where the threads of an instance run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    RealTime { core: u16, priority: u8 },
+    BestEffort,
+}
+
+/// What an invocation may use before it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// C: its own time, executing and waiting.
+    pub run_time: Duration,
+    pub cpu: CpuShare,
+    /// It is stopped at this instant whatever else happened.
+    pub until: Time,
+}
+
+/// Why an invocation was not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Beyond the guarantee's envelope; the next arrival conforms at `next`.
+    OverRate {
+        next: Time,
+    },
+    /// The function's queue holds `limit` already; the next slot is at `next`.
+    QueueFull {
+        limit: u32,
+        next: Time,
+    },
+    /// Its deadline passed, or cannot be met any more, before it could start.
+    Expired {
+        deadline: Time,
+    },
+    /// The best-effort lane holds `limit` waiting invocations of this tenant already.
+    Busy {
+        limit: u32,
+    },
+    /// The lease is unknown, expired or used.
+    NoLease,
+    NoFunction,
+    /// Its guarantee could not be re-admitted after a restart or a rise of T.
+    Suspended,
+    /// Instances of the function do not start.
+    Unstartable,
+    Draining,
+}

@@ -1,0 +1,3 @@
+//! The daemon: it turns requests into events and actions into I/O.
+
+pub mod lanes;
