@@ -138,10 +138,12 @@ pub enum Action {
     Kill {
         instance: InstanceId,
     },
+    /// `conforming` is v, where the invocation took a slot; the client is told it beside the start.
     Deliver {
         id: InvocationId,
         instance: InstanceId,
         allowance: Allowance,
+        conforming: Option<Time>,
     },
     /// Hand the invocation to the best-effort lane.
     Demote {
