@@ -1,1 +1,3 @@
-//! Not yet written.
+//! Starts, feeds and kills instances.
+
+pub mod http1;
