@@ -163,9 +163,15 @@ pub enum Action {
         lease: LeaseId,
         expires: Time,
     },
+    /// The lease ended without having been used; the instance is free again.
     LeaseEnded {
         lease: LeaseId,
         held: Duration,
+    },
+    /// No instance is held: the pre-invocation would exceed the guarantee, or the function declares no lead.
+    LeaseRefused {
+        lease: LeaseId,
+        refusal: Refusal,
     },
     /// The version serves now; the one before it is gone or going.
     Serving {

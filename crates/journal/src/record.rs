@@ -96,10 +96,15 @@ pub struct Invocation {
     pub id: InvocationId,
     pub function: FunctionName,
     pub generation: u64,
-    /// Counts the arrivals of this generation from 0; a number that is missing is a record that was lost.
+    /// Counts the invocations of this generation and boot from 0 in the order in which they took a slot or were turned
+    /// away; a number that is missing is a record that was lost.
     pub sequence: u64,
-    /// Counts the slots taken from 0 (over the whole rate class, where one is shared); `None`: it took none.
+    /// Counts the slots taken from 0, per generation and boot (over the whole rate class, where one is shared); `None`: it
+    /// took none.
     pub slot: Option<u64>,
+    /// In slot 0 of a generation that took over from another: the theoretical arrival time its pacer began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<Time>,
     pub class: Class,
     /// a: the request was complete.
     pub arrived: Time,
@@ -133,7 +138,8 @@ pub enum StartSeenBy {
     Delivery,
 }
 
-/// The live counters of one function under one generation of its guarantee.
+/// The live counters of one function under one generation of its guarantee. They count the invocations whose record is
+/// written, so that at any place in the journal they equal what the records before it say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     pub function: String,

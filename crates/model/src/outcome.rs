@@ -30,6 +30,8 @@ pub enum End {
     Expired,
     /// It was refused without starting.
     Refused,
+    /// It was handed to best effort without taking a slot; how it ended there is outside the promise.
+    Demoted,
 }
 
 /// Why a conforming invocation missed its promise.
