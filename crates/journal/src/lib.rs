@@ -3,3 +3,4 @@
 //! This crate knows the format; whoever owns a disk writes it.
 
 pub mod record;
+pub mod store;
