@@ -57,8 +57,8 @@ pub enum LeaseError {
     NoLead { function: FunctionName, wanted: Duration },
     #[error("a lead of {wanted:?} exceeds the declared lead of {declared:?} of function `{function}`")]
     LeadTooLong { function: FunctionName, wanted: Duration, declared: Duration },
-    #[error("function `{function}` is over its guaranteed rate; the next pre-invocation conforms in {next:?}")]
-    OverRate { function: FunctionName, next: Duration },
+    #[error("no instance is held: {reason}")]
+    Refused { reason: String },
 }
 
 /// A future the control plane waits on.
@@ -78,7 +78,7 @@ pub trait Lanes: Send + Sync + 'static {
 
     /// Makes a name known to the front: where its requests go and what they need to be let in. Called after `install`
     /// answered, and with `None` before `remove`.
-    fn route(&self, name: &FunctionName, route: Option<Route>);
+    fn route(&self, name: &FunctionName, route: Option<Route>) -> Pending<Result<(), Closed>>;
 
     /// Starts and holds an instance of a guaranteed function.
     fn pre_invoke(&self, function: FunctionKey, lead: Duration) -> Pending<Result<Lease, LeaseError>>;
