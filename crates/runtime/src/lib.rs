@@ -1,3 +1,4 @@
 //! Starts, feeds and kills instances.
 
+pub mod api;
 pub mod http1;
