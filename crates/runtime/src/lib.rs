@@ -2,3 +2,4 @@
 
 pub mod api;
 pub mod http1;
+pub mod sys;
