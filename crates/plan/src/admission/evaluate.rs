@@ -1,0 +1,287 @@
+//! Whether a set of functions on given cores keeps all its promises, and with which numbers.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use model::{FunctionName, Level, RateClassName};
+
+use super::{Binding, Demand, Grant, NodeCapacity, Remaining, Shard, Share};
+use crate::flow::Flow;
+use crate::instances::{Occupancy, instances};
+use crate::response::{self, Bound, Core, Delayed, Interference, Task, Waiting};
+
+const HIGHEST_PRIORITY: usize = 60;
+const NANOCORES_PER_THOUSANDTH: u64 = 1_000_000;
+
+/// A demand with the cores it is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) demand: Demand,
+    /// Distinct. Shorter than `shards` only while single cores are tried for one shard each.
+    pub(super) cores: Vec<u16>,
+    pub(super) shards: NonZeroU32,
+}
+
+/// What has one flow, one priority and one set of cores: a function, or the members of a rate class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum UnitKey<'a> {
+    Own(&'a FunctionName),
+    Class(&'a RateClassName),
+}
+
+pub(super) fn unit_key(demand: &Demand) -> UnitKey<'_> {
+    match &demand.terms.pacing {
+        model::Pacing::Own { .. } => UnitKey::Own(&demand.function),
+        model::Pacing::Shared(class) => UnitKey::Class(class),
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Unit<'a> {
+    members: Vec<usize>,
+    cores: &'a [u16],
+    /// Of one shard.
+    flow: Flow,
+    /// The largest cost of any member.
+    cost: Duration,
+    /// The largest own time of any member, with what the platform adds.
+    own_time: Duration,
+    /// Deadline-monotonic order: the earliest end that is promised, B + C.
+    urgency: Duration,
+}
+
+/// A set that keeps its promises.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Evaluation {
+    /// In the order of the placed demands.
+    pub(super) grants: Vec<Grant>,
+    pub(super) remaining: Remaining,
+}
+
+/// Tests everything; the first promise that would break is the answer, with what all need together and what there is.
+pub(super) fn evaluate(capacity: &NodeCapacity, placed: &[Placed]) -> Result<Evaluation, Binding> {
+    let units = units(capacity, placed);
+    let front = front_share(capacity, &units)?;
+    let mut bounds: BTreeMap<(usize, u16), (Bound, u8)> = BTreeMap::new();
+    let mut cores: Vec<Share> = Vec::new();
+    // The front's core comes last: answers of functions on other cores load it.
+    let others = (0..capacity.cores).filter(|core| *core != capacity.front_core);
+    for core in others.chain([capacity.front_core]) {
+        let seen = OneCore { capacity, placed, units: &units, core };
+        let platform = seen.platform(&bounds);
+        cores.push(seen.utilisation(&platform)?);
+        seen.analyse(&platform, &mut bounds)?;
+    }
+    let front_share = cores.pop().expect("invariant: the front's core was looked at last");
+    cores.insert(usize::from(capacity.front_core), front_share);
+    let grants: Vec<Grant> = grants(capacity, placed, &units, &bounds);
+    let (memory_bytes, instances) = room(capacity, &grants)?;
+    Ok(Evaluation { grants, remaining: Remaining { cores, front, memory_bytes, instances } })
+}
+
+fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
+    let mut units: Vec<Unit<'a>> = Vec::new();
+    let mut index: BTreeMap<UnitKey<'_>, usize> = BTreeMap::new();
+    for (member, it) in placed.iter().enumerate() {
+        let terms = &it.demand.terms;
+        let cost = charged(capacity, terms.cpu_budget());
+        // The kernel may let a job use its whole budget and no more; what it does not execute it may wait.
+        let own_time = cost + terms.max_run_time.saturating_sub(terms.cpu_budget());
+        let urgency = terms.start_within.saturating_add(terms.max_run_time);
+        match index.get(&unit_key(&it.demand)) {
+            Some(known) => {
+                let unit = &mut units[*known];
+                unit.members.push(member);
+                unit.cost = unit.cost.max(cost);
+                unit.own_time = unit.own_time.max(own_time);
+                unit.urgency = unit.urgency.min(urgency);
+            }
+            None => {
+                index.insert(unit_key(&it.demand), units.len());
+                let flow = it.demand.flow().shard(it.shards);
+                units.push(Unit { members: vec![member], cores: &it.cores, flow, cost, own_time, urgency });
+            }
+        }
+    }
+    units
+}
+
+/// c': the budget with what the platform adds to it.
+fn charged(capacity: &NodeCapacity, budget: Duration) -> Duration {
+    let overshoot = match capacity.level {
+        Level::Hard => capacity.overshoot,
+        Level::Soft => Duration::ZERO,
+    };
+    budget.saturating_add(overshoot + capacity.instance_cost + capacity.context_switch * 2)
+}
+
+/// The front's share: every slot costs it once, whichever core serves it, and its budget for the rest is always counted.
+fn front_share(capacity: &NodeCapacity, units: &[Unit<'_>]) -> Result<Share, Binding> {
+    let shards = units.iter().flat_map(|unit| unit.cores.iter().map(|_| unit.flow.nanocores(capacity.front_cost)));
+    let slots: u64 = shards.fold(0, u64::saturating_add);
+    let used = slots.saturating_add(periodic_share(capacity.front_budget));
+    let limit = u64::from(capacity.front_limit_thousandths) * NANOCORES_PER_THOUSANDTH;
+    if limit < used {
+        return Err(Binding::Front { needed: used, available: limit });
+    }
+    Ok(Share { used_nanocores: used, limit_nanocores: limit })
+}
+
+fn periodic_share(work: super::Periodic) -> u64 {
+    Flow::periodic(work.period).map_or(0, |flow| flow.nanocores(work.cost))
+}
+
+fn room(capacity: &NodeCapacity, grants: &[Grant]) -> Result<(u64, u32), Binding> {
+    let needed = grants.iter().fold(0_u32, |sum, grant| sum.saturating_add(grant.instances()));
+    if capacity.instances < needed {
+        return Err(Binding::Instances { needed, available: capacity.instances });
+    }
+    let bytes = grants.iter().fold(0_u64, |sum, grant| sum.saturating_add(grant.memory_for(grant.instances())));
+    if capacity.memory < bytes {
+        return Err(Binding::Memory { needed: bytes, available: capacity.memory });
+    }
+    Ok((capacity.memory - bytes, capacity.instances - needed))
+}
+
+fn grants(
+    capacity: &NodeCapacity,
+    placed: &[Placed],
+    units: &[Unit<'_>],
+    bounds: &BTreeMap<(usize, u16), (Bound, u8)>,
+) -> Vec<Grant> {
+    let mut grants: Vec<(usize, Grant)> = Vec::new();
+    for (index, unit) in units.iter().enumerate() {
+        let parts: Vec<(u16, Bound, u8)> = unit
+            .cores
+            .iter()
+            .map(|core| {
+                let (bound, priority) = bounds[&(index, *core)];
+                (*core, bound, priority)
+            })
+            .collect();
+        for member in &unit.members {
+            let demand = &placed[*member].demand;
+            let shards = parts.iter().map(|(core, bound, priority)| {
+                let busy = bound.response + capacity.tolerance + demand.recycle + demand.terms.lead;
+                let found = instances(unit.flow, Occupancy { busy, cold_start: demand.cold_start });
+                Shard { core: *core, priority: *priority, instances: found.most, warm: found.warm }
+            });
+            let grant = Grant {
+                demand: demand.clone(),
+                level: capacity.level,
+                shards: shards.collect(),
+                start_bound: parts.iter().map(|(_, bound, _)| bound.start).max().unwrap_or_default(),
+                response_bound: parts.iter().map(|(_, bound, _)| bound.response).max().unwrap_or_default(),
+                tolerance: capacity.tolerance,
+            };
+            grants.push((*member, grant));
+        }
+    }
+    grants.sort_by_key(|(member, _)| *member);
+    grants.into_iter().map(|(_, grant)| grant).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+struct OneCore<'a> {
+    capacity: &'a NodeCapacity,
+    placed: &'a [Placed],
+    units: &'a [Unit<'a>],
+    core: u16,
+}
+
+impl OneCore<'_> {
+    /// The units on this core, most urgent first; the sort is stable, so equals keep the order of admission.
+    fn here(&self) -> Vec<usize> {
+        let mut here: Vec<usize> = (0..self.units.len()).filter(|unit| self.units[*unit].cores.contains(&self.core)).collect();
+        here.sort_by_key(|unit| self.units[*unit].urgency);
+        here
+    }
+
+    /// What runs above all instances here: the probe and, on its core, the front.
+    fn platform(&self, known: &BTreeMap<(usize, u16), (Bound, u8)>) -> Vec<Interference> {
+        let capacity = self.capacity;
+        let work = |work: super::Periodic| {
+            let flow = Flow::periodic(work.period).filter(|_| !work.cost.is_zero());
+            flow.map(|flow| Interference { flow, cost: work.cost, delayed: Delayed::By(Duration::ZERO) })
+        };
+        let mut platform: Vec<Interference> = work(capacity.tick).into_iter().collect();
+        if self.core != capacity.front_core {
+            return platform;
+        }
+        platform.extend(work(capacity.front_budget));
+        let here = self.here();
+        for (index, unit) in self.units.iter().enumerate() {
+            for core in unit.cores {
+                // The front works for an invocation when it comes and when it ends.
+                let delayed = match here.iter().position(|task| *task == index).filter(|_| *core == self.core) {
+                    Some(task) => Delayed::UntilEndOf(task),
+                    None => Delayed::By(known.get(&(index, *core)).map_or(Duration::ZERO, |(bound, _)| bound.response)),
+                };
+                platform.push(Interference { flow: unit.flow, cost: capacity.front_cost, delayed });
+            }
+        }
+        platform
+    }
+
+    /// The quick refusal. Published (Liu and Layland): above its limit no schedule exists; below it one may still not.
+    fn utilisation(&self, platform: &[Interference]) -> Result<Share, Binding> {
+        let sum = |shares: &mut dyn Iterator<Item = u64>| shares.fold(0, u64::saturating_add);
+        let below = sum(&mut platform.iter().map(|it| it.flow.nanocores(it.cost)));
+        let here = self.here();
+        let needed = sum(&mut here.iter().map(|unit| self.units[*unit].flow.nanocores(self.units[*unit].cost)));
+        let limit_nanocores = u64::from(self.capacity.core_limit_thousandths) * NANOCORES_PER_THOUSANDTH;
+        let used_nanocores = below.saturating_add(needed);
+        if limit_nanocores < used_nanocores && !here.is_empty() {
+            return Err(Binding::Cpu { core: self.core, needed: used_nanocores, available: limit_nanocores });
+        }
+        Ok(Share { used_nanocores, limit_nanocores })
+    }
+
+    fn analyse(&self, platform: &[Interference], bounds: &mut BTreeMap<(usize, u16), (Bound, u8)>) -> Result<(), Binding> {
+        let here = self.here();
+        let priorities: Vec<u8> = (0..here.len()).map(priority).collect();
+        let tasks: Vec<Task> = here.iter().zip(&priorities).map(|(unit, priority)| task(&self.units[*unit], *priority)).collect();
+        let core = Core { tasks: &tasks, platform, tolerance: self.capacity.tolerance };
+        let found = response::analyse(core).map_err(|unbounded| {
+            let member = self.units[here[unbounded.task]].members[0];
+            Binding::Unbounded { function: self.placed[member].demand.function.clone(), core: self.core }
+        })?;
+        for ((unit, bound), priority) in here.iter().zip(found).zip(priorities) {
+            for member in &self.units[*unit].members {
+                self.check(&self.placed[*member].demand, bound)?;
+            }
+            bounds.insert((*unit, self.core), (bound, priority));
+        }
+        Ok(())
+    }
+
+    /// S + T <= B and R + T <= D.
+    fn check(&self, demand: &Demand, bound: Bound) -> Result<(), Binding> {
+        let (core, tolerance, terms) = (self.core, self.capacity.tolerance, &demand.terms);
+        let function = || demand.function.clone();
+        if terms.start_within < bound.start + tolerance {
+            let promised = terms.start_within;
+            return Err(Binding::Start { function: function(), core, bound: bound.start, tolerance, promised });
+        }
+        match terms.deadline {
+            Some(deadline) if deadline.0 < bound.response + tolerance => {
+                let promised = deadline.0;
+                Err(Binding::Deadline { function: function(), core, bound: bound.response, tolerance, promised })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Any handler may wait, so none is analysed as one that never does.
+fn task(unit: &Unit<'_>, priority: u8) -> Task {
+    let waiting = Waiting::Within(unit.own_time.saturating_sub(unit.cost));
+    Task { flow: unit.flow, cost: unit.cost, waiting, level: u32::try_from(HIGHEST_PRIORITY).unwrap_or(0) - u32::from(priority) }
+}
+
+/// 60 for the most urgent, downwards; from the 60th on all share the lowest. So whoever leaves takes no one's place in front
+/// of others, and bounds only fall.
+fn priority(rank: usize) -> u8 {
+    u8::try_from(HIGHEST_PRIORITY - rank.min(HIGHEST_PRIORITY - 1)).expect("invariant: a priority is 1 to 60")
+}

@@ -1,0 +1,339 @@
+use std::time::Duration;
+
+use model::{Burst, DurationText, FunctionName, Guarantee, Level, Memory, Pacing, Rate, RateClass, Require, Terms};
+use proptest::prelude::*;
+
+use super::*;
+use crate::simulator::{Job, simulate};
+
+const MS: u64 = 1_000_000;
+
+/// Two cores of an ideal machine: the platform costs nothing.
+fn ideal() -> NodeCapacity {
+    let nothing = Periodic { cost: Duration::ZERO, period: Duration::from_millis(1) };
+    NodeCapacity {
+        cores: 2,
+        core_limit_thousandths: NodeCapacity::CORE_LIMIT_THOUSANDTHS,
+        front_core: 0,
+        front_cost: Duration::ZERO,
+        front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
+        front_budget: nothing,
+        tick: nothing,
+        context_switch: Duration::ZERO,
+        instance_cost: Duration::ZERO,
+        overshoot: Duration::ZERO,
+        tolerance: Duration::ZERO,
+        level: Level::Hard,
+        memory: 4 << 30,
+        instances: 200,
+    }
+}
+
+/// Two cores as measured: nothing is free.
+fn real() -> NodeCapacity {
+    NodeCapacity {
+        front_cost: Duration::from_micros(150),
+        front_budget: Periodic { cost: Duration::from_micros(500), period: Duration::from_millis(10) },
+        tick: Periodic { cost: Duration::from_micros(5), period: Duration::from_millis(1) },
+        context_switch: Duration::from_micros(3),
+        instance_cost: Duration::from_micros(100),
+        overshoot: Duration::from_millis(1),
+        tolerance: Duration::from_millis(3),
+        ..ideal()
+    }
+}
+
+fn demand(name: &str, pairs: &[(&str, &str)]) -> Demand {
+    let terms = Terms::from_pairs(pairs.iter().copied()).unwrap().unwrap().resolve(Duration::from_secs(3)).unwrap();
+    Demand {
+        function: name.parse().unwrap(),
+        terms,
+        rate_class: None,
+        memory: Memory::from_mib(64).unwrap(),
+        cold_start: Duration::from_millis(300),
+        recycle: Duration::from_millis(1),
+    }
+}
+
+fn fn_name(name: &str) -> FunctionName {
+    name.parse().unwrap()
+}
+
+fn filled(capacity: NodeCapacity, demands: &[Demand]) -> Book {
+    let book = Book::new(capacity).unwrap();
+    demands.iter().fold(book, |book, demand| book.admit(demand).unwrap_or_else(|refusal| panic!("{refusal}")).0)
+}
+
+fn prototype() -> Vec<Demand> {
+    vec![
+        demand("g1", &[("rate", "100/s"), ("max_run_time", "2ms"), ("deadline", "10ms")]),
+        demand("g4", &[("rate", "10/s"), ("burst", "3"), ("max_run_time", "20ms"), ("deadline", "100ms")]),
+        demand("g2", &[("rate", "50/s"), ("burst", "2"), ("max_run_time", "4ms"), ("deadline", "20ms")]),
+        demand("g3", &[("rate", "20/s"), ("max_run_time", "10ms"), ("deadline", "50ms")]),
+    ]
+}
+
+#[test]
+fn a_refusal_names_what_binds_and_its_offer_is_admitted() {
+    let book = filled(ideal(), &[demand("a", &[("rate", "40/s"), ("max_run_time", "20ms"), ("deadline", "100ms")])]);
+    let book = book.admit(&demand("b", &[("rate", "30/s"), ("max_run_time", "20ms"), ("deadline", "100ms")])).unwrap().0;
+    let asked = demand("c", &[("rate", "30/s"), ("max_run_time", "20ms"), ("deadline", "100ms")]);
+    let refusal = book.admit(&asked).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "the guarantee of function `c` cannot be given: it needs 0.600 cores of core 1, which has 0.250 cores left; \
+         the largest rate that fits with all else equal is 12.5/s"
+    );
+    let offered = demand("c", &[("rate", "12.5/s"), ("max_run_time", "20ms"), ("deadline", "100ms")]);
+    book.admit(&offered).unwrap();
+}
+
+#[test]
+fn a_start_promise_is_refused_though_utilisation_would_allow_it() {
+    let capacity = NodeCapacity { cores: 1, ..ideal() };
+    let book = filled(capacity, &prototype()[..1]);
+    let terms = [("rate", "10/s"), ("burst", "3"), ("max_run_time", "20ms"), ("deadline", "100ms"), ("start_within", "51ms")];
+    let refusal = book.admit(&demand("g4", &terms)).unwrap_err();
+    assert!(matches!(&refusal.binding, Binding::Start { bound, .. } if *bound == Duration::from_millis(52)), "{refusal}");
+    let mut later = terms;
+    later[4].1 = "52ms";
+    book.admit(&demand("g4", &later)).unwrap();
+}
+
+#[test]
+fn a_newcomer_that_would_delay_an_old_promise_is_refused() {
+    let capacity = NodeCapacity { cores: 1, ..ideal() };
+    let old = demand("old", &[("rate", "10/s"), ("max_run_time", "20ms"), ("deadline", "40ms")]);
+    let book = filled(capacity, &[old]);
+    let newcomer = demand("new", &[("rate", "10/s"), ("burst", "5"), ("max_run_time", "5ms"), ("deadline", "30ms")]);
+    let refusal = book.admit(&newcomer).unwrap_err();
+    assert!(matches!(&refusal.binding, Binding::Start { function, .. } if function.as_str() == "old"), "{refusal}");
+    assert_eq!(book.grants().len(), 1);
+}
+
+#[test]
+fn an_answer_has_all_numbers() {
+    let (book, answer) = Book::new(real())
+        .unwrap()
+        .admit(&demand("detect", &[("rate", "30/s"), ("burst", "3"), ("max_run_time", "10ms"), ("deadline", "100ms")]))
+        .unwrap();
+    let grant = &answer.grant;
+    // c' = 10 ms + 1 ms + 0.1 ms + 2 x 3 us; on core 1 there is only the tick. With T = 3 ms a fourth invocation may come
+    // before the third ends, and get ahead of one that waited.
+    assert_eq!(grant.start_bound, Duration::from_nanos(2 * 11_106_000 + 26 * 5_000));
+    assert_eq!(grant.response_bound, Duration::from_nanos(4 * 11_106_000 + 48 * 5_000));
+    assert_eq!((grant.instances(), grant.warm(), grant.level), (4, 4, Level::Hard));
+    assert_eq!(grant.shards, vec![Shard { core: 1, priority: 60, instances: 4, warm: 4 }]);
+    assert_eq!(answer.remaining.memory_bytes, (4 << 30) - 4 * (64 << 20));
+    assert_eq!(answer.remaining.instances, 196);
+    assert_eq!(book.remaining(), &answer.remaining);
+}
+
+#[test]
+fn what_is_too_heavy_for_one_core_is_split() {
+    let heavy = demand("heavy", &[("rate", "50/s"), ("max_run_time", "30ms"), ("deadline", "100ms")]);
+    let book = filled(ideal(), &[heavy]);
+    assert_eq!(book.grants()[0].shards.iter().map(|shard| shard.core).collect::<Vec<_>>(), vec![0, 1]);
+    let heavier = demand("heavy", &[("rate", "60/s"), ("max_run_time", "30ms"), ("deadline", "100ms")]);
+    let refusal = book.admit(&heavier).unwrap_err();
+    assert_eq!(refusal.offer, "56.6/s".parse().ok(), "{refusal}");
+}
+
+#[test]
+fn memory_instances_and_the_front_bind_too() {
+    let asked = demand("f", &[("rate", "100/s"), ("max_run_time", "5ms"), ("cpu", "0.1"), ("start_within", "100ms")]);
+    let of = |capacity| Book::new(capacity).unwrap().admit(&asked).unwrap_err();
+    let small = of(NodeCapacity { memory: 32 << 20, ..ideal() });
+    assert!(matches!(small.binding, Binding::Memory { needed: 67_108_864, available: 33_554_432 }), "{small}");
+    let few = of(NodeCapacity { instances: 0, ..ideal() });
+    assert!(matches!(few.binding, Binding::Instances { needed: 1, available: 0 }), "{few}");
+    let busy = of(NodeCapacity { front_cost: Duration::from_millis(5), ..ideal() });
+    assert!(matches!(busy.binding, Binding::Front { needed: 500_000_000, available: 250_000_000 }), "{busy}");
+    assert_eq!(busy.offer, "50/s".parse().ok());
+}
+
+#[test]
+fn hard_is_refused_on_a_soft_node_by_that_name() {
+    let mut asked = demand("f", &[("rate", "1/s"), ("max_run_time", "5ms")]);
+    let soft = NodeCapacity { level: Level::Soft, ..ideal() };
+    assert_eq!(Book::new(soft.clone()).unwrap().admit(&asked).unwrap().1.grant.level, Level::Soft);
+    asked.terms.require = Require::Hard;
+    let refusal = Book::new(soft).unwrap().admit(&asked).unwrap_err();
+    assert_eq!(refusal.offer, None);
+    assert_eq!(
+        refusal.to_string(),
+        "the guarantee of function `f` cannot be given: it requires level hard, and this node can give soft, because it runs \
+         without real-time scheduling; no rate changes that"
+    );
+}
+
+#[test]
+fn a_change_counts_the_old_reservation_out_and_keeps_the_place() {
+    let demands = prototype();
+    let book = filled(ideal(), &demands);
+    let faster = demand("g1", &[("rate", "200/s"), ("max_run_time", "2ms"), ("deadline", "10ms")]);
+    let changed = book.admit(&faster).unwrap().0;
+    assert_eq!(changed.grants()[0].demand, faster);
+    assert_eq!(changed.grants().len(), 4);
+    assert_eq!(changed.remove(&fn_name("g1")), book.remove(&fn_name("g1")));
+    let cores = |book: &Book| -> Vec<(FunctionName, u16)> {
+        book.grants().iter().map(|grant| (grant.demand.function.clone(), grant.shards[0].core)).collect()
+    };
+    assert_eq!(cores(&changed), cores(&book));
+}
+
+#[test]
+fn a_smaller_node_suspends_what_no_longer_fits() {
+    let book = filled(ideal(), &prototype());
+    let kept = book.readmit(NodeCapacity { cores: 1, ..ideal() }).unwrap();
+    let names = |demands: Vec<&Demand>| demands.iter().map(|demand| demand.function.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(kept.book.grants().iter().map(|grant| &grant.demand).collect()), ["g1", "g4", "g3"]);
+    assert_eq!(names(kept.suspended.iter().map(|it| &it.demand).collect()), ["g2"]);
+    let same = book.readmit(ideal()).unwrap();
+    assert_eq!((same.book, same.suspended), (book, Vec::new()));
+}
+
+#[test]
+fn new_code_needs_memory_for_its_warm_instances_beside_the_old() {
+    let asked = demand("f", &[("rate", "10/s"), ("burst", "2"), ("max_run_time", "10ms"), ("deadline", "100ms")]);
+    let with = |instances: u64| filled(NodeCapacity { memory: instances * (64 << 20), ..ideal() }, std::slice::from_ref(&asked));
+    assert_eq!((with(2).grants()[0].instances(), with(2).grants()[0].warm()), (2, 2));
+    with(4).check_redeploy(&asked.function).unwrap();
+    let refusal = with(3).check_redeploy(&asked.function).unwrap_err();
+    assert_eq!(refusal.binding, Binding::Handover { needed: 4 * (64 << 20), available: 3 * (64 << 20) });
+    assert_eq!(with(3).check_redeploy(&fn_name("g")).unwrap_err().binding, Binding::Unknown);
+}
+
+fn shared(name: &str, class: &RateClass, run_ms: u64) -> Demand {
+    let mut demand = demand(name, &[("rate_class", class.name.as_str()), ("start_within", "100ms")]);
+    demand.terms.max_run_time = Duration::from_millis(run_ms);
+    demand.rate_class = Some(class.clone());
+    demand
+}
+
+#[test]
+fn members_of_a_rate_class_share_cores_and_cpu_and_each_can_take_every_slot() {
+    let class = RateClass { name: "vr".parse().unwrap(), rate: Rate::per_second(20).unwrap(), burst: Burst::ONE };
+    let book = filled(ideal(), &[shared("a", &class, 30), shared("b", &class, 20)]);
+    let [a, b] = [&book.grants()[0], &book.grants()[1]];
+    assert_eq!((a.shards[0].core, a.shards[0].priority), (b.shards[0].core, b.shards[0].priority));
+    assert_eq!((a.response_bound, b.response_bound), (Duration::from_millis(30), Duration::from_millis(30)));
+    assert_eq!((a.instances(), b.instances()), (1, 1));
+    assert_eq!(book.remaining().cores[usize::from(a.shards[0].core)].used_nanocores, 600_000_000);
+    let faster = RateClass { rate: Rate::per_second(30).unwrap(), ..class };
+    let refusal = book.admit(&shared("c", &faster, 1)).unwrap_err();
+    assert!(matches!(refusal.binding, Binding::RateClass { .. }), "{refusal}");
+}
+
+/// Terms of a function: rate in tenths per second, burst, C in tenths of a millisecond, slack in milliseconds, cpu in tenths.
+fn any_demand() -> impl Strategy<Value = (u64, u32, u64, u64, u16)> {
+    (5_u64..1500, 1_u32..4, 3_u64..400, 1_u64..150, 1_u16..=10)
+}
+
+fn stated(index: usize, (rate, burst, run, slack, cpu): (u64, u32, u64, u64, u16)) -> Demand {
+    let mut demand = demand(&format!("f{index}"), &[("rate", "1/s")]);
+    let max_run_time = Duration::from_nanos(run * MS / 10);
+    let slack = Duration::from_millis(slack);
+    demand.terms = Guarantee {
+        pacing: Pacing::Own { rate: Rate::new(rate, Duration::from_secs(10)).unwrap(), burst: Burst::new(burst).unwrap() },
+        max_run_time,
+        cpu: model::CpuShare::from_thousandths(cpu * 100).unwrap(),
+        start_within: slack,
+        deadline: (!rate.is_multiple_of(3)).then_some(DurationText(max_run_time + slack)),
+        ..demand.terms
+    };
+    demand
+}
+
+fn at(demand: &Demand, rate: Rate) -> Demand {
+    let mut changed = demand.clone();
+    let Pacing::Own { rate: own, .. } = &mut changed.terms.pacing else { panic!("own rates only") };
+    *own = rate;
+    changed
+}
+
+/// Every core of the book, with all bursts at once and every job taking its whole budget.
+fn assert_no_miss(book: &Book) {
+    for core in 0..book.capacity().cores {
+        let here: Vec<(&Grant, &Shard)> = book
+            .grants()
+            .iter()
+            .flat_map(|grant| grant.shards.iter().map(move |shard| (grant, shard)))
+            .filter(|(_, shard)| shard.core == core)
+            .collect();
+        let mut jobs = Vec::new();
+        for (task, (grant, shard)) in here.iter().enumerate() {
+            let shards = NonZeroU32::new(u32::try_from(grant.shards.len()).unwrap()).unwrap();
+            let (flow, terms) = (grant.demand.flow().shard(shards), &grant.demand.terms);
+            let cost = u64::try_from(terms.cpu_budget().as_nanos()).unwrap();
+            let wait = u64::try_from(terms.max_run_time.as_nanos()).unwrap() - cost;
+            // Rounded up: a slot never comes before its conforming instant.
+            let slots = (1..).map(|nth| u64::try_from(flow.earliest_ns(nth)).unwrap() + 1);
+            for arrival in slots.take_while(|at| *at < 400 * MS) {
+                let level = 60 - u32::from(shard.priority);
+                jobs.push(Job { task, level, arrival, release: arrival, pieces: vec![(1, wait), (cost - 1, 0)] });
+            }
+        }
+        for ((grant, _), worst) in here.iter().zip(simulate(here.len(), jobs)) {
+            assert!(u128::from(worst.start) <= grant.demand.terms.start_within.as_nanos(), "{worst:?} {grant:?}");
+            let deadline = grant.demand.terms.deadline.map_or(u128::MAX, |deadline| deadline.0.as_nanos());
+            assert!(u128::from(worst.response) <= deadline.min(grant.response_bound.as_nanos()), "{worst:?} {grant:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn what_is_admitted_never_misses_in_the_worst_phase(asked in prop::collection::vec(any_demand(), 1..8)) {
+        let mut book = Book::new(ideal()).unwrap();
+        for (index, terms) in asked.into_iter().enumerate() {
+            if let Ok((next, _)) = book.admit(&stated(index, terms)) {
+                book = next;
+            }
+        }
+        assert_no_miss(&book);
+    }
+
+    #[test]
+    fn an_offer_is_admitted_and_a_fiftieth_more_is_not(asked in prop::collection::vec(any_demand(), 1..8)) {
+        let mut book = Book::new(real()).unwrap();
+        for (index, terms) in asked.into_iter().enumerate() {
+            let demand = stated(index, terms);
+            match book.admit(&demand) {
+                Ok((next, _)) => book = next,
+                Err(refusal) => {
+                    let Some(offer) = refusal.offer else { continue };
+                    book.admit(&at(&demand, offer)).unwrap();
+                    let more = Rate::new(offer.invocations() * 102, Duration::from_nanos(offer.per_ns() * 100)).unwrap();
+                    prop_assert!(book.admit(&at(&demand, more)).is_err(), "{} {:?}", refusal, demand);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn others_keep_their_cores_and_their_order(asked in prop::collection::vec(any_demand(), 2..8), leaves in 0_usize..8) {
+        let mut book = Book::new(real()).unwrap();
+        for (index, terms) in asked.into_iter().enumerate() {
+            let Ok((next, _)) = book.admit(&stated(index, terms)) else { continue };
+            for (before, after) in book.grants().iter().zip(next.grants()) {
+                let cores = |grant: &Grant| grant.shards.iter().map(|shard| shard.core).collect::<Vec<_>>();
+                prop_assert_eq!(cores(before), cores(after));
+            }
+            for (a, b) in book.grants().iter().zip(book.grants().iter().skip(1)) {
+                let order = |book: &Book| {
+                    let priority = |grant: &Grant| book.grant(&grant.demand.function).unwrap().shards[0].priority;
+                    priority(a).cmp(&priority(b))
+                };
+                prop_assert!(a.shards[0].core != b.shards[0].core || order(&book) == order(&next));
+            }
+            book = next;
+        }
+        let less = book.remove(&fn_name(&format!("f{leaves}")));
+        for grant in less.grants() {
+            prop_assert!(grant.response_bound <= book.grant(&grant.demand.function).unwrap().response_bound);
+        }
+    }
+}
