@@ -1,0 +1,391 @@
+//! What can be typed. Help texts here are the source of the command-line reference.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::{FunctionName, Rate};
+
+/// A function platform that keeps a promised invocation rate.
+#[derive(Debug, Parser)]
+#[command(name = "takt", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// Print JSON instead of text.
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    New(NewArgs),
+    Deploy(DeployArgs),
+    Invoke(InvokeArgs),
+    List(ListArgs),
+    Logs(LogsArgs),
+    Delete(DeleteArgs),
+    Guarantee(GuaranteeArgs),
+    #[command(hide = true)]
+    Internal(InternalArgs),
+}
+
+/// Where the node is and how to be let in.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Node")]
+pub struct NodeArgs {
+    /// Address of the node.
+    #[arg(long, env = "TAKT_URL", default_value = crate::home::DEFAULT_URL, value_name = "URL")]
+    pub url: String,
+
+    /// Bearer token of the node; without it, the one in the data directory is used.
+    #[arg(long, env = "TAKT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<String>,
+
+    /// The node's data directory, where its keys lie [default: $XDG_DATA_HOME/takt].
+    #[arg(long, env = "TAKT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Write a function folder from a template: code, takt.toml and a commented guarantee.
+#[derive(Args, Debug)]
+pub struct NewArgs {
+    /// Name of the function and of the folder to make.
+    pub name: FunctionName,
+
+    /// What the folder starts from.
+    #[arg(long, value_enum, default_value_t = Template::Python)]
+    pub template: Template,
+
+    /// The folder the new one is made in.
+    #[arg(long = "in", value_name = "DIR", default_value = ".")]
+    pub parent: PathBuf,
+}
+
+/// What `takt new` can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Template {
+    /// A Python handler.
+    Python,
+    /// A Node.js handler.
+    Nodejs,
+    /// A shell script that speaks the Runtime API with curl.
+    ProvidedSh,
+    /// A Rust program on the `lambda_runtime` crate.
+    Rust,
+}
+
+/// Install the dependencies of a function folder, upload it and ask for its guarantee.
+///
+/// Exits with 3 when admission refuses; nothing is changed then.
+#[derive(Args, Debug)]
+pub struct DeployArgs {
+    /// The function folder; it holds a takt.toml.
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub folder: PathBuf,
+
+    /// Name to deploy under, in place of the file's.
+    #[arg(long)]
+    pub name: Option<FunctionName>,
+
+    /// Memory per instance, in place of the file's, such as 128MB.
+    #[arg(long)]
+    pub memory: Option<String>,
+
+    #[command(flatten)]
+    pub terms: TermArgs,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// The terms of a guarantee; each takes the place of the key of the same name in `[guarantee]`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Guarantee")]
+pub struct TermArgs {
+    /// Guaranteed invocations per time, such as 30/s or 5/min.
+    #[arg(long)]
+    pub rate: Option<String>,
+
+    /// How many may come at once.
+    #[arg(long)]
+    pub burst: Option<String>,
+
+    /// The shared rate it takes part in, in place of a rate of its own.
+    #[arg(long)]
+    pub rate_class: Option<String>,
+
+    /// Bound on an invocation's own time, such as 20ms.
+    #[arg(long)]
+    pub max_run_time: Option<String>,
+
+    /// Share of a core an invocation uses at most, 0.001 to 1.
+    #[arg(long)]
+    pub cpu: Option<String>,
+
+    /// Promised start delay, such as 50ms.
+    #[arg(long)]
+    pub start_within: Option<String>,
+
+    /// Promised end, counted from arrival, such as 100ms.
+    #[arg(long)]
+    pub deadline: Option<String>,
+
+    /// What becomes of arrivals beyond the rate: best-effort, queue or reject.
+    #[arg(long)]
+    pub overflow: Option<String>,
+
+    /// How many may wait, with --overflow queue.
+    #[arg(long)]
+    pub queue_limit: Option<String>,
+
+    /// The level that is insisted on: any or hard.
+    #[arg(long)]
+    pub require: Option<String>,
+
+    /// What becomes of an invocation beyond its bound: kill or demote.
+    #[arg(long)]
+    pub on_overrun: Option<String>,
+
+    /// The longest lead of a pre-invocation, such as 200ms.
+    #[arg(long)]
+    pub lead: Option<String>,
+}
+
+impl TermArgs {
+    /// The terms that were given, by the key they stand for.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<(&'static str, &str)> {
+        let all = [
+            ("rate", &self.rate),
+            ("burst", &self.burst),
+            ("rate_class", &self.rate_class),
+            ("max_run_time", &self.max_run_time),
+            ("cpu", &self.cpu),
+            ("start_within", &self.start_within),
+            ("deadline", &self.deadline),
+            ("overflow", &self.overflow),
+            ("queue_limit", &self.queue_limit),
+            ("require", &self.require),
+            ("on_overrun", &self.on_overrun),
+            ("lead", &self.lead),
+        ];
+        all.into_iter().filter_map(|(key, value)| value.as_deref().map(|value| (key, value))).collect()
+    }
+}
+
+/// Invoke a function once, or at a rate for a while (an open-loop load generator).
+///
+/// With --rate each invocation has an instant at which it is meant to be sent, whatever became of the ones before it, and
+/// its latency counts from that instant.
+#[derive(Args, Debug)]
+pub struct InvokeArgs {
+    /// The function.
+    pub name: FunctionName,
+
+    /// The event, as JSON.
+    #[arg(long, short, conflicts_with = "file", value_name = "JSON")]
+    pub data: Option<String>,
+
+    /// A file that holds the event; - is standard input.
+    #[arg(long, short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// Print the last lines the function logged, to standard error.
+    #[arg(long, conflicts_with = "rate")]
+    pub log: bool,
+
+    #[command(flatten)]
+    pub load: LoadArgs,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Load")]
+pub struct LoadArgs {
+    /// Invoke at this rate, such as 50/s.
+    #[arg(long)]
+    pub rate: Option<Rate>,
+
+    /// For how long.
+    #[arg(long = "for", value_parser = model::parse_duration, default_value = "10s", requires = "rate", value_name = "DURATION")]
+    pub length: Duration,
+
+    /// How the instants are spread.
+    #[arg(long, value_enum, default_value_t = ArrivalsArg::Even, requires = "rate")]
+    pub arrivals: ArrivalsArg,
+
+    /// Seed of the Poisson arrivals.
+    #[arg(long, default_value_t = 1, requires = "rate")]
+    pub seed: u64,
+
+    /// How many connections may be open at once; more are opened as they are needed.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..), requires = "rate")]
+    pub connections: u16,
+
+    /// An answer later than this is not on time; by default the deadline of the function's guarantee.
+    #[arg(long, value_parser = model::parse_duration, requires = "rate", value_name = "DURATION")]
+    pub deadline: Option<Duration>,
+
+    /// Run the generator at real-time class, so that load on the machine does not delay it.
+    #[arg(long, requires = "rate")]
+    pub realtime: bool,
+
+    /// Write one row per invocation.
+    #[arg(long, requires = "rate", value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArrivalsArg {
+    /// One every 1/rate.
+    Even,
+    /// Independent of each other, the rate on average.
+    Poisson,
+}
+
+/// List the functions of a node and what is promised for them.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Print what a function's instances wrote.
+#[derive(Args, Debug)]
+pub struct LogsArgs {
+    /// The function.
+    pub name: FunctionName,
+
+    /// Go on with new lines until interrupted.
+    #[arg(long, short)]
+    pub follow: bool,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Delete a function and give its reservation back.
+#[derive(Args, Debug)]
+pub struct DeleteArgs {
+    /// The function.
+    pub name: FunctionName,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Show, set, explain or withdraw a function's guarantee.
+#[derive(Args, Debug)]
+pub struct GuaranteeArgs {
+    #[command(subcommand)]
+    pub verb: GuaranteeVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GuaranteeVerb {
+    /// What is promised, with the numbers admission found.
+    Show(OneFunctionArgs),
+    /// Ask for a guarantee; keys that are not given keep what they are.
+    ///
+    /// Exits with 3 when admission refuses; what was promised before stays.
+    Set(Box<SetGuaranteeArgs>),
+    /// What bounds the guarantee, and what would have to change for a larger one.
+    Explain(OneFunctionArgs),
+    /// Go back to best effort.
+    Withdraw(OneFunctionArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct OneFunctionArgs {
+    /// The function.
+    pub name: FunctionName,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct SetGuaranteeArgs {
+    /// The function.
+    pub name: FunctionName,
+
+    #[command(flatten)]
+    pub terms: TermArgs,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// What takt starts itself for.
+#[derive(Args, Debug)]
+pub struct InternalArgs {
+    #[command(subcommand)]
+    pub role: InternalRole,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum InternalRole {
+    /// Print the command-line reference.
+    Docs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("takt").chain(words.iter().copied()))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn terms_are_given_as_flags_of_the_keys_names() {
+        let cli = parse(&["deploy", "hello", "--rate", "30/s", "--max-run-time", "20ms"]).unwrap();
+        let Command::Deploy(args) = cli.command else { panic!("deploy was typed") };
+        assert_eq!(args.terms.pairs(), [("rate", "30/s"), ("max_run_time", "20ms")]);
+    }
+
+    #[test]
+    fn every_term_has_its_flag() {
+        let mut words = vec!["guarantee".to_owned(), "set".to_owned(), "hello".to_owned()];
+        for key in model::Terms::KEYS {
+            words.extend([format!("--{}", key.replace('_', "-")), "1".to_owned()]);
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let Command::Guarantee(GuaranteeArgs { verb: GuaranteeVerb::Set(args) }) = parse(&words).unwrap().command else {
+            panic!("guarantee set was typed")
+        };
+        let keys: Vec<&str> = args.terms.pairs().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, model::Terms::KEYS);
+    }
+
+    #[test]
+    fn a_load_needs_a_rate() {
+        parse(&["invoke", "hello", "--rate", "50/s", "--for", "2s"]).unwrap();
+        parse(&["invoke", "hello", "--for", "2s"]).unwrap_err();
+        parse(&["invoke", "hello", "--rate", "50/s", "--log"]).unwrap_err();
+        parse(&["invoke", "hello", "--rate", "fast"]).unwrap_err();
+    }
+
+    #[test]
+    fn names_are_checked_before_anything_happens() {
+        parse(&["delete", "a/b"]).unwrap_err();
+        parse(&["new", ".."]).unwrap_err();
+    }
+
+    #[test]
+    fn json_is_understood_in_any_place() {
+        assert!(parse(&["--json", "list"]).unwrap().json);
+        assert!(parse(&["list", "--json"]).unwrap().json);
+    }
+}

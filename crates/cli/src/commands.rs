@@ -1,0 +1,19 @@
+//! One module per command.
+
+pub mod delete;
+pub mod deploy;
+pub mod guarantee;
+pub mod internal;
+pub mod invoke;
+pub mod list;
+pub mod logs;
+pub mod new;
+
+use crate::args::NodeArgs;
+use crate::home;
+
+/// What a suggested command needs to find the same node.
+#[must_use]
+pub fn url_hint(node: &NodeArgs) -> String {
+    if node.url == home::DEFAULT_URL { String::new() } else { format!(" --url {}", node.url) }
+}

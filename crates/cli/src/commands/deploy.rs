@@ -1,0 +1,130 @@
+//! `takt deploy`: a function folder becomes a function, with its guarantee or not at all.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{Method, StatusCode};
+use model::FunctionSpec;
+use serde_json::{Value, json};
+use toml::Table;
+
+use crate::args::DeployArgs;
+use crate::client::Client;
+use crate::exit::Exit;
+use crate::output::{self, Format, Progress};
+use crate::package::Staging;
+use crate::{admission, commands};
+
+/// Packages, uploads, and prints what admission answered.
+pub fn run(args: &DeployArgs, format: Format) -> Result<Exit> {
+    let (text, spec) = configuration(args)?;
+    let client = Client::new(&args.node)?;
+    let progress = Progress::start(format, "installing dependencies");
+    let staging = Staging::prepare(&args.folder, spec.runtime)?;
+    progress.step("packing");
+    let zip = staging.zip()?;
+    progress.step("waiting for admission");
+    let body = json!({ "takt_toml": text, "zip": STANDARD.encode(&zip) });
+    let answer = client.call(Method::PUT, &format!("/v1/functions/{}", spec.name), Some(&body))?;
+    progress.end();
+    if admission::is_refusal(&answer) {
+        return admission::print_refusal(&answer, format);
+    }
+    let value = answer.success()?;
+    match format {
+        Format::Json => output::json(&value),
+        Format::Human => {
+            let created = if answer.status == StatusCode::CREATED { "Created" } else { "Deployed" };
+            println!("{created} {}{}.", spec.name, version(&value));
+            print!("{}", admission::given(&value["guarantee"]));
+            println!("Call it: takt invoke {}{}", spec.name, commands::url_hint(&args.node));
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn version(value: &Value) -> String {
+    value["version"].as_u64().map_or_else(String::new, |version| format!(", version {version}"))
+}
+
+/// The folder's `takt.toml` with the flags in place of what it says, and the function it states then.
+fn configuration(args: &DeployArgs) -> Result<(String, FunctionSpec)> {
+    let path = args.folder.join(model::config::FILE_NAME);
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}; `takt new` makes a function folder", path.display()))?;
+    let text = with_flags(&text, args).with_context(|| format!("{} is not TOML", path.display()))?;
+    let spec = model::config::parse(&text).with_context(|| format!("{} states no function", path.display()))?;
+    if let Some(terms) = &spec.guarantee {
+        terms.resolve(spec.timeout).with_context(|| format!("the guarantee in {} does not add up", path.display()))?;
+    }
+    Ok((text, spec))
+}
+
+fn with_flags(text: &str, args: &DeployArgs) -> Result<String, toml::de::Error> {
+    let pairs = args.terms.pairs();
+    if args.name.is_none() && args.memory.is_none() && pairs.is_empty() {
+        return Ok(text.to_owned());
+    }
+    let mut table: Table = text.parse()?;
+    if let Some(name) = &args.name {
+        table.insert("name".to_owned(), name.to_string().into());
+    }
+    if let Some(memory) = &args.memory {
+        table.insert("memory".to_owned(), memory.clone().into());
+    }
+    if !pairs.is_empty()
+        && let Some(guarantee) = table.entry("guarantee").or_insert_with(|| Table::new().into()).as_table_mut()
+    {
+        // A rate of its own and a share in a rate class exclude each other; the flag wins over the file.
+        for (key, _) in &pairs {
+            match *key {
+                "rate" => drop(guarantee.remove("rate_class")),
+                "rate_class" => ["rate", "burst"].into_iter().for_each(|key| drop(guarantee.remove(key))),
+                _ => {}
+            }
+        }
+        for (key, value) in pairs {
+            guarantee.insert(key.to_owned(), value.into());
+        }
+    }
+    Ok(table.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    const FILE: &str = "name = \"a\"\nruntime = \"python\"\n[guarantee]\nrate = \"5/s\"\nburst = 2\ndeadline = \"4s\"\n";
+
+    fn flagged(flags: &[&str]) -> Result<FunctionSpec, model::config::Error> {
+        let cli = Cli::try_parse_from(["takt", "deploy"].iter().chain(flags)).unwrap();
+        let Command::Deploy(args) = cli.command else { panic!("deploy was typed") };
+        model::config::parse(&with_flags(FILE, &args).unwrap())
+    }
+
+    fn check(flags: &[&str], expected: &[(&str, &str)]) {
+        let pairs = flagged(flags).unwrap().guarantee.unwrap().to_pairs();
+        let pairs: Vec<(&str, &str)> = pairs.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        assert_eq!(pairs, expected);
+    }
+
+    #[test]
+    fn flags_take_the_place_of_what_the_file_says() {
+        check(&[], &[("rate", "5/s"), ("burst", "2"), ("deadline", "4s")]);
+        check(&["--rate", "9/s"], &[("rate", "9/s"), ("burst", "2"), ("deadline", "4s")]);
+        check(&["--rate-class", "vr"], &[("rate_class", "vr"), ("deadline", "4s")]);
+        let spec = flagged(&["--name", "b", "--memory", "256MB"]).unwrap();
+        assert_eq!((spec.name.as_str(), spec.memory.mib()), ("b", 256));
+    }
+
+    #[test]
+    fn a_flag_that_is_no_term_names_its_key() {
+        let error = flagged(&["--cpu", "2"]).unwrap_err();
+        assert!(format!("{:#}", anyhow::Error::new(error)).contains("`cpu`"));
+    }
+}

@@ -1,0 +1,59 @@
+//! `takt guarantee`: what is promised for a function, and how to change it.
+
+use anyhow::{Result, bail};
+use http::Method;
+use serde_json::{Map, Value};
+
+use crate::admission;
+use crate::args::{GuaranteeArgs, GuaranteeVerb, OneFunctionArgs, SetGuaranteeArgs};
+use crate::client::Client;
+use crate::exit::Exit;
+use crate::output::{self, Format};
+
+/// Does what the verb says.
+pub fn run(args: &GuaranteeArgs, format: Format) -> Result<Exit> {
+    match &args.verb {
+        GuaranteeVerb::Show(one) => print(one, "guarantee", format),
+        GuaranteeVerb::Explain(one) => print(one, "guarantee/explain", format),
+        GuaranteeVerb::Set(set) => ask(set, format),
+        GuaranteeVerb::Withdraw(one) => withdraw(one, format),
+    }
+}
+
+fn print(args: &OneFunctionArgs, path: &str, format: Format) -> Result<Exit> {
+    let value = Client::new(&args.node)?.call(Method::GET, &format!("/v1/functions/{}/{path}", args.name), None)?.success()?;
+    match format {
+        Format::Json => output::json(&value),
+        Format::Human => print!("{}", admission::given(&value)),
+    }
+    Ok(Exit::Ok)
+}
+
+fn ask(args: &SetGuaranteeArgs, format: Format) -> Result<Exit> {
+    let pairs = args.terms.pairs();
+    if pairs.is_empty() {
+        bail!("no terms are given; state some, such as --rate 30/s --max-run-time 20ms --deadline 100ms");
+    }
+    let terms: Map<String, Value> = pairs.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+    let path = format!("/v1/functions/{}/guarantee", args.name);
+    let answer = Client::new(&args.node)?.call(Method::PUT, &path, Some(&Value::Object(terms)))?;
+    if admission::is_refusal(&answer) {
+        return admission::print_refusal(&answer, format);
+    }
+    let value = answer.success()?;
+    match format {
+        Format::Json => output::json(&value),
+        Format::Human => print!("Guaranteed for {}:\n{}", args.name, admission::given(&value)),
+    }
+    Ok(Exit::Ok)
+}
+
+fn withdraw(args: &OneFunctionArgs, format: Format) -> Result<Exit> {
+    let path = format!("/v1/functions/{}/guarantee", args.name);
+    Client::new(&args.node)?.call(Method::DELETE, &path, None)?.success()?;
+    match format {
+        Format::Json => output::json(&serde_json::json!({ "withdrawn": args.name })),
+        Format::Human => println!("{} runs as best effort now; what was reserved for it is free.", args.name),
+    }
+    Ok(Exit::Ok)
+}
