@@ -1,6 +1,9 @@
 //! The daemon: it turns requests into events and actions into I/O.
 
+pub mod auth;
 pub mod code;
+pub mod lambda;
 pub mod lanes;
 pub mod registry;
 pub mod store;
+pub mod url;
