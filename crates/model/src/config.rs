@@ -104,6 +104,7 @@ pub fn parse(text: &str) -> Result<FunctionSpec, Error> {
         guarantee: terms(&raw.guarantee)?,
         description: raw.description,
         tags: BTreeMap::new(),
+        role: String::new(),
     })
 }
 

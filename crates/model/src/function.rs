@@ -155,6 +155,9 @@ pub struct FunctionSpec {
     /// Tags without the `takt:` ones, which are read into `guarantee` and written back from it.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
+    /// The role an AWS client named; kept and given back to AWS clients, otherwise without meaning. Empty: none was named.
+    #[serde(default)]
+    pub role: String,
 }
 
 impl FunctionSpec {
