@@ -4,8 +4,13 @@
 //! (and where) or derived (with the argument).
 
 pub mod admission;
+pub mod burst;
 pub mod flow;
 pub mod instances;
+mod ratio;
+pub mod required_rate;
 pub mod response;
+
+pub use ratio::Ratio;
 #[cfg(test)]
 mod simulator;
