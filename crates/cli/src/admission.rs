@@ -1,17 +1,19 @@
 //! What admission answered, as text.
 
 use anyhow::Result;
-use http::StatusCode;
 use serde_json::Value;
 
 use crate::client::Answer;
 use crate::exit::Exit;
 use crate::output::{self, Format};
 
+/// The code of the node's error when admission says no.
+const REFUSED: &str = "refused";
+
 /// Whether the node said that a guarantee cannot be given (and not that something went wrong).
 #[must_use]
 pub fn is_refusal(answer: &Answer) -> bool {
-    answer.status == StatusCode::CONFLICT && answer.json().is_ok_and(|value| value.get("refusal").is_some())
+    !answer.status.is_success() && answer.json().is_ok_and(|value| value["error"]["code"] == REFUSED)
 }
 
 /// Prints why, by how much, and what would fit.
@@ -21,7 +23,7 @@ pub fn print_refusal(answer: &Answer, format: Format) -> Result<Exit> {
         Format::Json => output::json(&value),
         Format::Human => {
             println!("Refused: {}", answer.message());
-            print!("{}", output::facts(&pairs(&value["refusal"])));
+            print!("{}", output::facts(&pairs(&value["error"]["refusal"])));
         }
     }
     Ok(Exit::Refused)

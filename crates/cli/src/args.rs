@@ -27,6 +27,7 @@ pub enum Command {
     Logs(LogsArgs),
     Delete(DeleteArgs),
     Guarantee(GuaranteeArgs),
+    Env(EnvArgs),
     #[command(hide = true)]
     Internal(InternalArgs),
 }
@@ -316,6 +317,13 @@ pub struct SetGuaranteeArgs {
     #[command(flatten)]
     pub terms: TermArgs,
 
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Print the variables that make AWS clients talk to a node: eval "$(takt env)".
+#[derive(Args, Debug)]
+pub struct EnvArgs {
     #[command(flatten)]
     pub node: NodeArgs,
 }

@@ -110,18 +110,25 @@ impl Answer {
 }
 
 /// Speaks to one node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     pub address: Address,
-    pub token: Option<String>,
+    /// What it is shown to be let in.
+    pub token: String,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl Client {
     /// The node that the arguments name, with the token they give or the one in the data directory.
     pub fn new(args: &NodeArgs) -> Result<Self> {
         let token = match &args.token {
-            Some(token) => Some(token.clone()),
-            None => home::token(args.data_dir.clone())?,
+            Some(token) => token.clone(),
+            None => home::keys(args.data_dir.clone())?.token.reveal().to_owned(),
         };
         Ok(Self { address: Address::parse(&args.url)?, token })
     }
@@ -167,16 +174,20 @@ impl Client {
         })
     }
 
-    /// A request with our headers: `Host`, and the bearer token where we have one.
-    pub fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Result<Request<Full<Bytes>>> {
+    /// A request with our headers: `Host` and the bearer token.
+    pub fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Request<Full<Bytes>>> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, &self.address.authority);
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.token));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(Full::new(Bytes::from(body))).with_context(|| format!("`{path}` makes no request"))
+        request.body(Full::new(body.into())).with_context(|| format!("`{path}` makes no request"))
     }
 
     /// The answer's head with its body still to come, and the task that drives the connection meanwhile.

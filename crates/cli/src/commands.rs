@@ -2,6 +2,7 @@
 
 pub mod delete;
 pub mod deploy;
+pub mod env;
 pub mod guarantee;
 pub mod internal;
 pub mod invoke;

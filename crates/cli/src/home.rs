@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use node::auth::keys::{self, Keys};
 
 /// Where a node listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:9000";
@@ -23,10 +24,14 @@ fn choose(given: Option<PathBuf>, xdg: Option<OsString>, home: Option<OsString>)
         .or_else(|| absolute(home).map(|home| home.join(".local/share/takt")))
 }
 
-/// The bearer token of the node whose data directory this is; `None` where there is no key file.
-pub fn token(given: Option<PathBuf>) -> Result<Option<String>> {
-    let _ = data_dir(given);
-    Ok(None)
+/// The keys of the node whose data directory this is.
+///
+/// Errors where there are none to read: another user's node, another machine's, or one that never started.
+pub fn keys(given: Option<PathBuf>) -> Result<Keys> {
+    let dir = data_dir(given).context("no data directory: state one with --data-dir, or set HOME")?;
+    keys::load(&dir).with_context(|| {
+        format!("no keys of a node in {}; name its data directory with --data-dir, or its token with TAKT_TOKEN", dir.display())
+    })
 }
 
 #[cfg(test)]

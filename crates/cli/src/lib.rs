@@ -54,6 +54,7 @@ fn run(command: Command, format: Format) -> anyhow::Result<Exit> {
         Command::Logs(args) => commands::logs::run(&args, format),
         Command::Delete(args) => commands::delete::run(&args, format),
         Command::Guarantee(args) => commands::guarantee::run(&args, format),
+        Command::Env(args) => commands::env::run(&args, format),
         Command::Internal(args) => commands::internal::run(&args),
     }
 }

@@ -7,3 +7,6 @@ pub mod lanes;
 pub mod registry;
 pub mod store;
 pub mod url;
+
+/// Scheduling classes, for the tool's load generator and its demonstrations.
+pub use runtime::sys::sched;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -26,28 +26,19 @@ const MAX_INVOCATIONS: u64 = 20_000_000;
 pub struct Target {
     client: Client,
     path: String,
-    headers: Vec<(String, String)>,
     body: Bytes,
 }
 
 impl Target {
-    /// Invocations of `path` on a node, each with the same headers and body. Errors when these make no request.
-    pub fn new(client: Client, path: String, headers: Vec<(String, String)>, body: Vec<u8>) -> Result<Self> {
-        let target = Self { client, path, headers, body: Bytes::from(body) };
+    /// Invocations of `path` on a node, each with the same body. Errors when these make no request.
+    pub fn new(client: Client, path: String, body: Vec<u8>) -> Result<Self> {
+        let target = Self { client, path, body: Bytes::from(body) };
         target.request()?;
         Ok(target)
     }
 
     fn request(&self) -> Result<Request<Full<Bytes>>> {
-        let mut request = Request::builder().method(Method::POST).uri(&self.path);
-        request = request.header(header::HOST, &self.client.address.authority);
-        if let Some(token) = &self.client.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        for (name, value) in &self.headers {
-            request = request.header(name, value);
-        }
-        request.body(Full::new(self.body.clone())).with_context(|| format!("`{}` makes no request", self.path))
+        self.client.request(Method::POST, &self.path, &[], self.body.clone())
     }
 }
 
@@ -337,8 +328,8 @@ mod tests {
             let seen = Arc::new(Seen::default());
             let mut tasks = JoinSet::new();
             tasks.spawn(serve(listener, Arc::clone(&seen)));
-            let client = Client { address: Address::parse(&url).unwrap(), token: Some("key".to_owned()) };
-            let target = Target::new(client, "/".to_owned(), Vec::new(), b"{}".to_vec()).unwrap();
+            let client = Client { address: Address::parse(&url).unwrap(), token: "key".to_owned() };
+            let target = Target::new(client, "/".to_owned(), b"{}".to_vec()).unwrap();
             let schedule = Schedule::new(rate.parse().unwrap(), Duration::from_secs(1), Arrivals::Even);
             let drive = Drive::new(target, connections, Duration::from_secs(20));
             let mut told = 0;
@@ -373,7 +364,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = Address::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
             drop(listener);
-            let target = Target::new(Client { address, token: None }, "/".to_owned(), Vec::new(), Vec::new()).unwrap();
+            let target = Target::new(Client { address, token: String::new() }, "/".to_owned(), Vec::new()).unwrap();
             let schedule = Schedule::new("20/s".parse().unwrap(), Duration::from_secs(1), Arrivals::Even);
             Drive::new(target, 4, Duration::from_secs(20)).run(schedule, &mut Virtual::default(), |_| {}).await.unwrap()
         });
