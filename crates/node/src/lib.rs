@@ -2,11 +2,13 @@
 
 pub mod auth;
 pub mod code;
+pub mod control;
 pub mod lambda;
 pub mod lanes;
 pub mod registry;
 pub mod store;
 pub mod url;
+pub mod wall_clock;
 
 /// Scheduling classes, for the tool's load generator and its demonstrations.
 pub use runtime::sys::sched;

@@ -55,6 +55,14 @@ pub struct Function {
     pub revision: u64,
 }
 
+impl Function {
+    /// Whether a change of it is under way.
+    #[must_use]
+    pub const fn is_in_progress(&self) -> bool {
+        self.pending.is_some() || matches!(self.state, State::Pending)
+    }
+}
+
 /// One version: configuration and code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deployed {
@@ -114,7 +122,7 @@ pub enum Change {
 /// Everything deployed, in memory as in the store.
 pub struct Registry {
     store: Arc<dyn Store>,
-    functions: BTreeMap<FunctionName, Function>,
+    functions: BTreeMap<FunctionName, Arc<Function>>,
     rate_classes: BTreeMap<RateClassName, RateClass>,
     /// The last number drawn for an order, a generation or a revision.
     ticket: u64,
@@ -144,7 +152,7 @@ impl Registry {
         };
         Ok(Self {
             store,
-            functions: functions.into_iter().map(|function| (function.current.spec.name.clone(), function)).collect(),
+            functions: functions.into_iter().map(|function| (function.current.spec.name.clone(), Arc::new(function))).collect(),
             rate_classes: rate_classes.into_iter().map(|class| (class.name.clone(), class)).collect(),
             ticket,
             doubtful: BTreeSet::new(),
@@ -152,23 +160,20 @@ impl Registry {
     }
 
     #[must_use]
-    pub fn get(&self, name: &FunctionName) -> Option<&Function> {
+    pub fn get(&self, name: &FunctionName) -> Option<&Arc<Function>> {
         self.functions.get(name)
     }
 
     /// Every function, by name.
-    pub fn functions(&self) -> impl Iterator<Item = &Function> {
-        self.functions.values()
-    }
-
     #[must_use]
-    pub fn rate_class(&self, name: &RateClassName) -> Option<&RateClass> {
-        self.rate_classes.get(name)
+    pub const fn functions(&self) -> &BTreeMap<FunctionName, Arc<Function>> {
+        &self.functions
     }
 
     /// Every rate class, by name.
-    pub fn rate_classes(&self) -> impl Iterator<Item = &RateClass> {
-        self.rate_classes.values()
+    #[must_use]
+    pub const fn rate_classes(&self) -> &BTreeMap<RateClassName, RateClass> {
+        &self.rate_classes
     }
 
     /// A number above every number drawn before; it is kept with the next commit.
@@ -201,6 +206,15 @@ impl Registry {
         Ok(())
     }
 
+    /// Takes changes into memory that the store could not take; they are written with the next commit. For what has
+    /// happened already and cannot be refused any more.
+    pub fn force(&mut self, changes: Vec<Change>) {
+        self.doubtful.extend(changes.iter().map(Change::key));
+        for change in changes {
+            self.remember(change);
+        }
+    }
+
     fn check_room(&self, changes: &[Change]) -> Result<(), Error> {
         let new_function = |change: &&Change| match change {
             Change::Put(function) => !self.functions.contains_key(&function.current.spec.name),
@@ -224,7 +238,7 @@ impl Registry {
         let function = self.functions.values().find(|function| function_key(&function.current.spec.name) == key);
         let class = self.rate_classes.values().find(|class| rate_class_key(&class.name) == key);
         match (function, class) {
-            (Some(function), _) => Ok(batch.put(key, json(key, function)?)),
+            (Some(function), _) => Ok(batch.put(key, json(key, function.as_ref())?)),
             (None, Some(class)) => Ok(batch.put(key, json(key, class)?)),
             (None, None) => Ok(batch.delete(key)),
         }
@@ -233,7 +247,7 @@ impl Registry {
     fn remember(&mut self, change: Change) {
         match change {
             Change::Put(function) => {
-                self.functions.insert(function.current.spec.name.clone(), *function);
+                self.functions.insert(function.current.spec.name.clone(), Arc::from(function));
             }
             Change::Delete(name) => {
                 self.functions.remove(&name);
@@ -318,7 +332,7 @@ mod tests {
     }
 
     fn seen(registry: &Registry) -> Vec<(String, u64)> {
-        registry.functions().map(|function| (function.current.spec.name.to_string(), function.revision)).collect()
+        registry.functions().values().map(|function| (function.current.spec.name.to_string(), function.revision)).collect()
     }
 
     #[tokio::test]
@@ -330,9 +344,9 @@ mod tests {
         registry.commit(vec![put("a", 1), put("b", 1), Change::PutRateClass(class.clone())]).await.unwrap();
         registry.commit(vec![Change::Delete("a".parse().unwrap())]).await.unwrap();
         let mut again = Registry::load(Arc::new(store.after_crash())).unwrap();
-        assert_eq!(again.get(&"b".parse().unwrap()), Some(&function("b", 1)));
+        assert_eq!(**again.get(&"b".parse().unwrap()).unwrap(), function("b", 1));
         assert_eq!(seen(&again), [("b".to_owned(), 1)]);
-        assert_eq!(again.rate_classes().collect::<Vec<_>>(), [&class]);
+        assert_eq!(again.rate_classes().values().collect::<Vec<_>>(), [&class]);
         assert!(number < again.draw());
     }
 

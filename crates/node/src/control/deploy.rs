@@ -1,0 +1,411 @@
+//! A deployment, from the request to the version that serves, or back.
+//!
+//! Validate, keep the code, resolve the terms, admit on a copy of the book, write down what is pending, install; only then
+//! does the new version become the function. Every step before that one can be undone, and is.
+
+use std::sync::Arc;
+
+use engine::port::Deployment;
+use journal::record::EndedBecause;
+use model::{FunctionName, FunctionSpec, Version};
+use plan::admission::{Book, Grant};
+use tokio::sync::oneshot;
+
+use super::view::demand;
+use super::{Answer, Change, Deploy, Error, Gate, Running, Service, Which, deployment, reservation, until_closing};
+use crate::code::Code;
+use crate::lanes::{Closed, Image, Installed, Lane};
+use crate::registry::{Admitted, Change as Entry, Deployed, Function, LastUpdate, State};
+
+const MAX_ENVIRONMENT_BYTES: usize = 4096;
+const MAX_DESCRIPTION: usize = 256;
+const MAX_HANDLER: usize = 128;
+const MAX_TAGS: usize = 50;
+const MAX_TAG_KEY: usize = 128;
+const MAX_TAG_VALUE: usize = 256;
+/// Of an init log kept in the registry and in answers, from its end.
+const MAX_REASON_BYTES: usize = 4096;
+
+/// What is to become of a function.
+struct Draft {
+    old: Option<Arc<Function>>,
+    new: Deployed,
+    answer: Answer,
+}
+
+/// What admission said to a draft.
+struct Place {
+    next: Arc<Book>,
+    lane: Lane,
+    admitted: Option<Admitted>,
+    grant: Option<Grant>,
+}
+
+impl Service {
+    pub(super) async fn deploy(&mut self, deploy: Deploy, accepted: Option<oneshot::Sender<Arc<Function>>>) -> Result<(), Error> {
+        let name = deploy.name.clone();
+        let draft = self.draft(deploy).await?;
+        if draft.keeps_instances() && self.running.contains_key(&name) {
+            return self.relabel(draft).await;
+        }
+        let place = self.place(&draft)?;
+        let pending = self.pending_entry(&draft, &place);
+        self.commit(vec![Entry::Put(Box::new(pending))]).await?;
+        if let (Some(accepted), Some(kept)) = (accepted, self.registry.get(&name)) {
+            // A caller that went away changes nothing: the deployment goes on.
+            let _gone = accepted.send(Arc::clone(kept));
+        }
+        let key = self.running.get(&name).map(|running| running.key);
+        let key = key.unwrap_or_else(|| self.new_key());
+        let next = Running {
+            key,
+            lane: place.lane,
+            image: self.image(&draft.new),
+            deployment: deployment(
+                key,
+                &draft.new,
+                place.grant.as_ref().zip(place.admitted).map(|(grant, admitted)| reservation(grant, admitted.generation)),
+            ),
+        };
+        match self.bring_up(&name, &draft, &place, &next).await {
+            Ok(()) => {
+                self.finish(&name, &draft, place, next).await;
+                Ok(())
+            }
+            Err(error) => {
+                self.roll_back(&draft, &place, &next, &error).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn draft(&mut self, deploy: Deploy) -> Result<Draft, Error> {
+        let old = self.registry.get(&deploy.name).cloned();
+        let no_function = || Error::NoFunction { function: deploy.name.clone() };
+        if let (Some(old), Some(wanted)) = (&old, deploy.revision)
+            && old.revision != wanted
+        {
+            return Err(Error::Revision { function: deploy.name.clone(), found: old.revision, wanted });
+        }
+        let (spec, package) = match deploy.change {
+            Change::Create { .. } if old.is_some() => return Err(Error::Exists { function: deploy.name }),
+            Change::Create { spec, package } => (*spec, Some(package)),
+            Change::Put { spec, package } => (*spec, package),
+            Change::Code { package } => (old.as_ref().ok_or_else(no_function)?.current.spec.clone(), Some(package)),
+            Change::Edit(edit) => {
+                let mut spec = old.as_ref().ok_or_else(no_function)?.current.spec.clone();
+                edit(&mut spec)?;
+                (spec, None)
+            }
+        };
+        check(&deploy.name, &spec)?;
+        // Terms that make no guarantee, or name no class, are refused before the disk is touched.
+        demand(&spec, |class| self.registry.rate_classes().get(class), &self.options.costs)?;
+        let code = match (package, &old) {
+            (Some(package), _) => self.keep_code(&deploy.name, package).await?,
+            (None, Some(old)) => old.current.code,
+            (None, None) => return Err(Error::NoCode { function: deploy.name }),
+        };
+        let version = Version(old.as_ref().map_or(1, |old| old.current.version.0 + 1));
+        Ok(Draft { old, new: Deployed { spec, code, version }, answer: deploy.answer })
+    }
+
+    async fn keep_code(&mut self, name: &FunctionName, package: bytes::Bytes) -> Result<Code, Error> {
+        let codes = self.parts.codes.clone();
+        let added = tokio::task::spawn_blocking(move || codes.add(&package)).await.map_err(|_| Error::Cancelled)?;
+        let code = added.map_err(|source| Error::Code { function: name.clone(), source })?;
+        // Should the deployment fail, nothing refers to the code, and it goes with the next collection.
+        self.retired.push((code.id, self.parts.clock.now()));
+        Ok(code)
+    }
+
+    /// Only what no instance can see changed: nothing is installed.
+    async fn relabel(&mut self, draft: Draft) -> Result<(), Error> {
+        let Some(old) = draft.old else {
+            return Err(Error::NoFunction { function: draft.new.spec.name });
+        };
+        let name = draft.new.spec.name.clone();
+        let current = Deployed { version: old.current.version, ..draft.new };
+        let entry = Function {
+            current,
+            modified_ms: self.now_ms(),
+            revision: self.registry.draw(),
+            last_update: LastUpdate::Successful,
+            ..Function::clone(&old)
+        };
+        let image = self.image(&entry.current);
+        self.commit(vec![Entry::Put(Box::new(entry))]).await?;
+        if let Some(running) = self.running.get_mut(&name) {
+            running.image = image;
+        }
+        if let Some(running) = self.running.get(&name) {
+            self.route_to(&name, running).await;
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, draft: &Draft) -> Result<Place, Error> {
+        let name = &draft.new.spec.name;
+        let wanted = demand(&draft.new.spec, |class| self.registry.rate_classes().get(class), &self.options.costs)?;
+        let Some(wanted) = wanted else {
+            let next = Arc::new(self.book.remove(name));
+            return Ok(Place { next, lane: Lane::BestEffort, admitted: None, grant: None });
+        };
+        let before = self.book.grant(name);
+        let same_terms =
+            before.is_some_and(|grant| grant.demand.terms == wanted.terms && grant.demand.rate_class == wanted.rate_class);
+        if let (Gate::Shut { reason }, false) = (&self.gate, same_terms) {
+            return Err(Error::NoEvidence { reason: reason.clone() });
+        }
+        let refused = |source| Error::Refused { source };
+        let (next, answer) = self.book.admit(&wanted).map_err(refused)?;
+        let running = self.running.get(name).is_some_and(|running| running.lane == Lane::Guaranteed);
+        if running {
+            self.book.check_handover(name, &next).map_err(refused)?;
+        }
+        let old = draft.old.as_ref().and_then(|old| old.admitted);
+        let admitted = match old {
+            Some(admitted) if same_terms && running => admitted,
+            Some(admitted) => Admitted { order: admitted.order, generation: self.registry.draw() },
+            None => Admitted { order: self.registry.draw(), generation: self.registry.draw() },
+        };
+        Ok(Place { next: Arc::new(next), lane: Lane::Guaranteed, admitted: Some(admitted), grant: Some(answer.grant) })
+    }
+
+    fn pending_entry(&mut self, draft: &Draft, place: &Place) -> Function {
+        let now = self.now_ms();
+        let revision = self.registry.draw();
+        match &draft.old {
+            Some(old) => Function {
+                pending: Some(draft.new.clone()),
+                last_update: LastUpdate::InProgress,
+                revision,
+                ..Function::clone(old)
+            },
+            None => Function {
+                current: draft.new.clone(),
+                state: State::Pending,
+                pending: None,
+                last_update: LastUpdate::Successful,
+                admitted: place.admitted,
+                created_ms: now,
+                modified_ms: now,
+                revision,
+            },
+        }
+    }
+
+    /// Makes room, hands over the evidence, installs, and writes the new version down as the function.
+    async fn bring_up(&mut self, name: &FunctionName, draft: &Draft, place: &Place, next: &Running) -> Result<(), Error> {
+        if place.grant.is_some() {
+            // Beside a version that serves on its old terms only those that rise are told: nobody falls below it.
+            let beside_old = self.book.grant(name).is_some();
+            let which = if beside_old { Which::Rising } else { Which::All };
+            self.revise(&self.book, &place.next, Some(name), which).await?;
+        }
+        if let Some((grant, generation)) = self.new_guarantee(name, place) {
+            self.record_given(grant, generation);
+        }
+        self.install(name, next.lane, next.deployment.clone(), Arc::clone(&next.image)).await?;
+        let entry = self.served_entry(draft, place);
+        self.commit(vec![Entry::Put(Box::new(entry))]).await
+    }
+
+    /// The guarantee that a place brings, unless the function has exactly that one already.
+    fn new_guarantee<'a>(&self, name: &FunctionName, place: &'a Place) -> Option<(&'a Grant, u64)> {
+        let (grant, admitted) = place.grant.as_ref().zip(place.admitted)?;
+        let known = self.running.get(name).and_then(|running| running.deployment.reservation.as_ref());
+        let same = known.is_some_and(|reservation| reservation.generation == admitted.generation);
+        (!same).then_some((grant, admitted.generation))
+    }
+
+    pub(super) async fn install(
+        &self,
+        name: &FunctionName,
+        lane: Lane,
+        deployment: Deployment,
+        image: Arc<Image>,
+    ) -> Result<(), Error> {
+        let mut closing = self.closing.clone();
+        let limit = self.options.install_limit;
+        let installed = tokio::time::timeout(limit, self.parts.lanes.install(lane, deployment, image));
+        tokio::select! {
+            biased;
+            outcome = installed => match outcome {
+                Ok(Ok(Installed::Serving)) => Ok(()),
+                Ok(Ok(Installed::CannotServe { log })) => Err(Error::CannotServe { function: name.clone(), log: tail(&log) }),
+                Ok(Err(Closed)) => Err(Error::Closing),
+                Err(_) => Err(Error::NotReady { function: name.clone(), limit }),
+            },
+            () = until_closing(&mut closing) => Err(Error::Closing),
+        }
+    }
+
+    fn served_entry(&mut self, draft: &Draft, place: &Place) -> Function {
+        let now = self.now_ms();
+        Function {
+            current: draft.new.clone(),
+            state: State::Active,
+            pending: None,
+            last_update: LastUpdate::Successful,
+            // A guarantee that was withdrawn loses its place in the order.
+            admitted: place.admitted,
+            created_ms: draft.old.as_ref().map_or(now, |old| old.created_ms),
+            modified_ms: now,
+            revision: self.registry.draw(),
+        }
+    }
+
+    /// The new version is the function: tells the front and the neighbours, and removes what it replaced.
+    async fn finish(&mut self, name: &FunctionName, draft: &Draft, place: Place, next: Running) {
+        let lane = next.lane;
+        let all_told = place.grant.is_some() && self.book.grant(name).is_none();
+        let told = std::mem::replace(&mut self.book, place.next);
+        let old = self.running.insert(name.clone(), next);
+        if let Some(running) = self.running.get(name) {
+            self.route_to(name, running).await;
+        }
+        // From here on only a closing node can refuse; it is going down, and the registry is right already.
+        if let Some(old) = &old
+            && old.lane != lane
+        {
+            let _closing = self.parts.lanes.remove(old.lane, old.key).await;
+        }
+        let ended = old.as_ref().and_then(|old| old.deployment.reservation.as_ref()).map(|reservation| reservation.generation);
+        if let Some(generation) = ended
+            && place.admitted.is_none_or(|admitted| admitted.generation != generation)
+        {
+            let reason = if place.admitted.is_some() { EndedBecause::Replaced } else { EndedBecause::Withdrawn };
+            self.record_ended(name, generation, reason);
+        }
+        if !all_told {
+            let _closing = self.revise(&told, &self.book, Some(name), Which::All).await;
+        }
+        if let Some(old) = &draft.old {
+            self.retire(&old.current);
+        }
+        self.publish();
+    }
+
+    /// Puts everything back to what it was before the deployment.
+    async fn roll_back(&mut self, draft: &Draft, place: &Place, next: &Running, error: &Error) {
+        let name = &draft.new.spec.name;
+        if matches!(error, Error::Closing) {
+            return; // the store says what the next start brings up
+        }
+        let reason = tail(&error.explain());
+        let mut version = draft.old.as_ref().map(|old| old.current.version);
+        match self.running.get(name).cloned() {
+            None => {
+                let _closing = self.parts.lanes.remove(next.lane, next.key).await;
+                self.route_unserved(name, draft.old.as_deref()).await;
+            }
+            Some(old) if old.lane != place.lane => {
+                let _closing = self.parts.lanes.remove(place.lane, old.key).await;
+            }
+            // The contract of the lanes: the version before it still serves.
+            Some(_) if matches!(error, Error::CannotServe { .. }) => {}
+            Some(old) => version = self.reinstall(name, old, draft.new.version).await.or(version),
+        }
+        let _closing = self.revise(&place.next, &self.book, Some(name), Which::All).await;
+        if let Some((_, generation)) = self.new_guarantee(name, place) {
+            self.record_ended(name, generation, EndedBecause::Withdrawn);
+        }
+        let revision = self.registry.draw();
+        let entry = match (&draft.old, draft.answer) {
+            (Some(old), _) => Entry::Put(Box::new(Function {
+                current: Deployed { version: version.unwrap_or(old.current.version), ..old.current.clone() },
+                pending: None,
+                last_update: LastUpdate::Failed { reason },
+                revision,
+                ..Function::clone(old)
+            })),
+            (None, Answer::WhenServing) => Entry::Delete(name.clone()),
+            (None, Answer::WhenAdmitted) => {
+                let kept = self.pending_entry(draft, place);
+                Entry::Put(Box::new(Function { state: State::Failed { reason }, admitted: None, ..kept }))
+            }
+        };
+        self.note(vec![entry]).await;
+    }
+
+    /// Brings back the version before one that may serve already, under a number above both.
+    async fn reinstall(&mut self, name: &FunctionName, old: Running, above: Version) -> Option<Version> {
+        let version = Version(above.0 + 1);
+        let deployment = Deployment { version, ..old.deployment.clone() };
+        let image = Arc::new(Image { version, ..Image::clone(&old.image) });
+        let outcome = self.install(name, old.lane, deployment.clone(), Arc::clone(&image)).await;
+        if outcome.is_err() {
+            return None; // it served a moment ago and is still the one that is routed to
+        }
+        self.running.insert(name.clone(), Running { deployment, image, ..old });
+        if let Some(running) = self.running.get(name) {
+            self.route_to(name, running).await;
+        }
+        Some(version)
+    }
+}
+
+impl Draft {
+    /// Whether nothing changed that an instance, its lane or its guarantee can see.
+    fn keeps_instances(&self) -> bool {
+        let Some(old) = &self.old else {
+            return false;
+        };
+        let relabelled = FunctionSpec {
+            description: self.new.spec.description.clone(),
+            tags: self.new.spec.tags.clone(),
+            url: self.new.spec.url,
+            role: self.new.spec.role.clone(),
+            ..old.current.spec.clone()
+        };
+        old.current.code == self.new.code && relabelled == self.new.spec
+    }
+}
+
+/// Errors when a specification exceeds a limit. What its types rule out is not looked at again.
+fn check(name: &FunctionName, spec: &FunctionSpec) -> Result<(), Error> {
+    let invalid = |key, reason: String| Err(Error::Invalid { function: name.clone(), key, reason });
+    if spec.name != *name {
+        return invalid("name", format!("it says `{}`", spec.name));
+    }
+    let environment: usize = spec.environment.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if MAX_ENVIRONMENT_BYTES < environment {
+        return invalid("environment", format!("{environment} bytes, the limit is {MAX_ENVIRONMENT_BYTES}"));
+    }
+    let bad_key = |key: &&String| key.is_empty() || key.contains(['=', '\0']);
+    if let Some(key) = spec.environment.keys().find(bad_key) {
+        return invalid("environment", format!("`{}` cannot be the name of a variable", key.escape_debug()));
+    }
+    if let Some((key, _)) = spec.environment.iter().find(|(_, value)| value.contains('\0')) {
+        return invalid("environment", format!("the value of `{key}` holds a zero byte"));
+    }
+    if MAX_DESCRIPTION < spec.description.chars().count() {
+        return invalid(
+            "description",
+            format!("{} characters, the limit is {MAX_DESCRIPTION}", spec.description.chars().count()),
+        );
+    }
+    if MAX_HANDLER < spec.handler.len() || spec.handler.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return invalid("handler", format!("a handler is at most {MAX_HANDLER} bytes without spaces"));
+    }
+    if MAX_TAGS < spec.tags.len() {
+        return invalid("tags", format!("{} tags, the limit is {MAX_TAGS}", spec.tags.len()));
+    }
+    let too_long = |(key, value): &(&String, &String)| {
+        key.is_empty() || MAX_TAG_KEY < key.chars().count() || MAX_TAG_VALUE < value.chars().count()
+    };
+    if let Some((key, _)) = spec.tags.iter().find(too_long) {
+        return invalid("tags", format!("`{key}`: keys have 1 to {MAX_TAG_KEY} characters, values up to {MAX_TAG_VALUE}"));
+    }
+    Ok(())
+}
+
+/// The end of a text, at most [`MAX_REASON_BYTES`] long.
+pub(super) fn tail(text: &str) -> String {
+    let mut from = text.len().saturating_sub(MAX_REASON_BYTES);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    text.get(from..).unwrap_or_default().to_owned()
+}
