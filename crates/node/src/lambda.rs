@@ -3,6 +3,7 @@
 //! Pure functions from request heads and bodies to typed calls, and from outcomes to responses. What an operation does is
 //! the control plane's; what runs is the lanes'.
 
+pub mod api;
 pub mod client_context;
 mod error;
 mod home;
