@@ -2,5 +2,6 @@
 //!
 //! This crate knows the format; whoever owns a disk writes it.
 
+pub mod chain;
 pub mod record;
 pub mod store;
