@@ -27,6 +27,7 @@ pub enum Command {
     Logs(LogsArgs),
     Delete(DeleteArgs),
     Guarantee(GuaranteeArgs),
+    Top(TopArgs),
     Env(EnvArgs),
     #[command(hide = true)]
     Internal(InternalArgs),
@@ -316,6 +317,19 @@ pub struct SetGuaranteeArgs {
 
     #[command(flatten)]
     pub terms: TermArgs,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Watch a node: its functions, their rates and start delays beside what is promised. Leave with q.
+///
+/// With --json, or where standard output is no terminal, one look is printed.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// Print one look as text.
+    #[arg(long)]
+    pub once: bool,
 
     #[command(flatten)]
     pub node: NodeArgs,

@@ -9,6 +9,7 @@ pub mod invoke;
 pub mod list;
 pub mod logs;
 pub mod new;
+pub mod top;
 
 use crate::args::NodeArgs;
 use crate::home;

@@ -13,12 +13,14 @@ pub mod admission;
 pub mod args;
 pub mod client;
 pub mod commands;
+pub mod dev;
 pub mod exit;
 pub mod home;
 pub mod load;
 pub mod output;
 pub mod package;
 pub mod reference;
+pub mod top;
 
 use args::{Cli, Command};
 use exit::Exit;
@@ -54,6 +56,7 @@ fn run(command: Command, format: Format) -> anyhow::Result<Exit> {
         Command::Logs(args) => commands::logs::run(&args, format),
         Command::Delete(args) => commands::delete::run(&args, format),
         Command::Guarantee(args) => commands::guarantee::run(&args, format),
+        Command::Top(args) => commands::top::run(&args, format),
         Command::Env(args) => commands::env::run(&args, format),
         Command::Internal(args) => commands::internal::run(&args),
     }

@@ -4,6 +4,7 @@
 //! out; links stay out too, for what they point at is not in the package. The archive of the same files is the same bytes,
 //! so that an unchanged function keeps its code hash.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Cursor, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -26,85 +27,109 @@ const MAX_FILES: usize = 50_000;
 const MAX_DEPTH: usize = 32;
 
 /// Left out because it is made again: by Python as it runs, by npm from package.json.
-const MADE_AGAIN: [(&str, Option<&str>); 2] = [("__pycache__", None), ("node_modules", Some("package.json"))];
+const MADE_AGAIN: [(&str, Option<&str>); 2] = [("__pycache__", None), (NODE_MODULES, Some("package.json"))];
 
-/// A folder ready to be zipped; removed when dropped.
+/// A folder for temporary files; removed when dropped.
 #[derive(Debug)]
-pub struct Staging {
-    folder: PathBuf,
-}
+struct Scratch(PathBuf);
 
-impl Drop for Staging {
+impl Drop for Scratch {
     fn drop(&mut self) {
         // A leftover in the folder for temporary files harms nobody; the system clears it.
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+impl Scratch {
+    /// A new folder that only its owner can read.
+    fn new() -> Result<Self> {
+        let parent = std::env::temp_dir();
+        for attempt in 0..1000_u32 {
+            let folder = parent.join(format!("takt-package-{}-{attempt}", std::process::id()));
+            match fs::DirBuilder::new().mode(0o700).create(&folder) {
+                Ok(()) => return Ok(Self(folder)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot make {}", folder.display())),
+            }
+        }
+        bail!("no free name for a folder in {}", parent.display())
+    }
+}
+
+/// Dependencies that were installed, so that the next package of the same folder with the same manifest takes them as they
+/// are: what makes a redeployment quick.
+#[derive(Debug, Default)]
+pub struct Dependencies {
+    installed: BTreeMap<PathBuf, Installed>,
+}
+
+#[derive(Debug)]
+struct Installed {
+    /// The texts of the files that name the dependencies.
+    manifest: Vec<u8>,
+    folder: Scratch,
+}
+
+/// How the dependencies of a runtime are stated and installed.
+struct Installer {
+    /// The first of them must exist.
+    manifests: &'static [&'static str],
+    program: &'static str,
+    arguments: &'static [&'static str],
+}
+
+const PIP: Installer = Installer {
+    manifests: &["requirements.txt"],
+    program: "python3",
+    arguments: &[
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-compile",
+        "--requirement",
+        "requirements.txt",
+        "--target",
+    ],
+};
+const NPM: Installer = Installer {
+    manifests: &["package.json", "package-lock.json"],
+    program: "npm",
+    arguments: &["install", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error"],
+};
+const NODE_MODULES: &str = "node_modules";
+
+/// A folder ready to be zipped.
+#[derive(Debug)]
+pub struct Staging {
+    folder: Scratch,
 }
 
 impl Staging {
-    /// Copies a function folder and installs what it names as dependencies.
-    pub fn prepare(source: &Path, runtime: Runtime) -> Result<Self> {
-        let staging = Self { folder: fresh_folder()? };
-        let ignored = ignored(source)?;
-        for file in list(source, &ignored)? {
-            let target = staging.folder.join(&file);
-            if let Some(folder) = target.parent() {
-                fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            }
-            fs::copy(source.join(&file), &target).with_context(|| format!("cannot copy {}", file.display()))?;
-        }
-        staging.install(runtime)?;
+    /// Copies a function folder and adds what it names as dependencies.
+    pub fn prepare(source: &Path, runtime: Runtime, dependencies: &mut Dependencies) -> Result<Self> {
+        let staging = Self { folder: Scratch::new()? };
+        let folder = &staging.folder.0;
+        copy(source, &list(source, &ignored(source)?)?, folder)?;
+        let installer = match runtime {
+            Runtime::Python if names_packages(&folder.join(PIP.manifests[0]))? => PIP,
+            Runtime::NodeJs if folder.join(NPM.manifests[0]).exists() => NPM,
+            Runtime::Python | Runtime::NodeJs | Runtime::Provided => return Ok(staging),
+        };
+        let installed = dependencies.installed(source, folder, &installer)?;
+        copy(installed, &list_packed(installed)?, folder)?;
         Ok(staging)
-    }
-
-    fn install(&self, runtime: Runtime) -> Result<()> {
-        match runtime {
-            Runtime::Python if names_packages(&self.folder.join("requirements.txt"))? => self.install_with(
-                "python3",
-                &[
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--disable-pip-version-check",
-                    "--no-compile",
-                    "--target",
-                    ".",
-                    "-r",
-                    "requirements.txt",
-                ],
-            ),
-            Runtime::NodeJs if self.folder.join("package.json").exists() => {
-                self.install_with("npm", &["install", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error"])
-            }
-            Runtime::Python | Runtime::NodeJs | Runtime::Provided => Ok(()),
-        }
-    }
-
-    fn install_with(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        let shown = format!("{program} {}", arguments.join(" "));
-        let output = Command::new(program)
-            .args(arguments)
-            .current_dir(&self.folder)
-            .output()
-            .with_context(|| format!("cannot start `{program}`, which installs the dependencies"))?;
-        if !output.status.success() {
-            let error = String::from_utf8_lossy(&output.stderr);
-            let last: Vec<&str> = error.lines().rev().take(8).collect();
-            let last: Vec<&str> = last.into_iter().rev().collect();
-            bail!("`{shown}` ended with {}:\n{}", output.status, last.join("\n"));
-        }
-        Ok(())
     }
 
     /// The archive of everything in the folder. Errors above AWS's limits of 50 MiB zipped and 250 MiB unpacked.
     pub fn zip(&self) -> Result<Vec<u8>> {
-        let mut files = list_packed(&self.folder)?;
+        let mut files = list_packed(&self.folder.0)?;
         files.sort();
         let mut unpacked = 0;
         let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
         for file in files {
-            let path = self.folder.join(&file);
+            let path = self.folder.0.join(&file);
             let metadata = fs::metadata(&path).with_context(|| format!("cannot inspect {}", file.display()))?;
             unpacked += metadata.len();
             if MAX_UNPACKED_BYTES < unpacked {
@@ -129,6 +154,59 @@ impl Staging {
     }
 }
 
+impl Dependencies {
+    /// The folder with what `staging`, a copy of `source`, names; installed there unless it is already.
+    fn installed(&mut self, source: &Path, staging: &Path, installer: &Installer) -> Result<&Path> {
+        let mut manifest = Vec::new();
+        for name in installer.manifests {
+            match fs::read(staging.join(name)) {
+                Ok(text) => manifest.extend(text),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot read {name}")),
+            }
+        }
+        let known = self.installed.get(source).is_some_and(|installed| installed.manifest == manifest);
+        if !known {
+            let folder = Scratch::new()?;
+            install(staging, installer, &folder.0)?;
+            self.installed.insert(source.to_owned(), Installed { manifest, folder });
+        }
+        Ok(&self.installed[source].folder.0)
+    }
+}
+
+fn install(staging: &Path, installer: &Installer, target: &Path) -> Result<()> {
+    let program = installer.program;
+    let mut command = Command::new(program);
+    command.args(installer.arguments).current_dir(staging);
+    if program == PIP.program {
+        command.arg(target);
+    }
+    let output = command.output().with_context(|| format!("cannot start `{program}`, which installs the dependencies"))?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<&str> = error.lines().collect();
+        let last = &lines[lines.len().saturating_sub(8)..];
+        bail!("`{program} {}` ended with {}:\n{}", installer.arguments.join(" "), output.status, last.join("\n"));
+    }
+    if program == NPM.program && staging.join(NODE_MODULES).exists() {
+        let moved = fs::rename(staging.join(NODE_MODULES), target.join(NODE_MODULES));
+        moved.with_context(|| format!("cannot move {NODE_MODULES}"))?;
+    }
+    Ok(())
+}
+
+fn copy(source: &Path, files: &[PathBuf], target: &Path) -> Result<()> {
+    for file in files {
+        let to = target.join(file);
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        fs::copy(source.join(file), &to).with_context(|| format!("cannot copy {}", file.display()))?;
+    }
+    Ok(())
+}
+
 /// A requirements file of comments asks for nothing.
 fn names_packages(path: &Path) -> Result<bool> {
     match fs::read_to_string(path) {
@@ -136,19 +214,6 @@ fn names_packages(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
-}
-
-fn fresh_folder() -> Result<PathBuf> {
-    let parent = std::env::temp_dir();
-    for attempt in 0..1000_u32 {
-        let folder = parent.join(format!("takt-package-{}-{attempt}", std::process::id()));
-        match fs::DirBuilder::new().mode(0o700).create(&folder) {
-            Ok(()) => return Ok(folder),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot make {}", folder.display())),
-        }
-    }
-    bail!("no free name for a folder in {}", parent.display())
 }
 
 fn ignored(source: &Path) -> Result<Vec<PathBuf>> {
@@ -223,7 +288,7 @@ mod tests {
     }
 
     fn packed(folder: &Path) -> (Vec<String>, Vec<u8>) {
-        let bytes = Staging::prepare(folder, Runtime::Provided).unwrap().zip().unwrap();
+        let bytes = Staging::prepare(folder, Runtime::Provided, &mut Dependencies::default()).unwrap().zip().unwrap();
         let archive = zip::ZipArchive::new(Cursor::new(bytes.clone())).unwrap();
         (archive.file_names().map(str::to_owned).collect(), bytes)
     }
@@ -265,10 +330,28 @@ mod tests {
     }
 
     #[test]
+    fn dependencies_are_installed_once_per_manifest() {
+        // A copy of itself is what this installer installs; it fails where a file `fail` is.
+        let installer = Installer {
+            manifests: &["list"],
+            program: "/bin/sh",
+            arguments: &["-c", "test ! -e fail || { echo no network >&2; exit 7; }"],
+        };
+        let source = folder(&[("list", "a")]);
+        let mut dependencies = Dependencies::default();
+        let first = dependencies.installed(source.path(), source.path(), &installer).unwrap().to_owned();
+        fs::write(source.path().join("fail"), "").unwrap();
+        assert_eq!(dependencies.installed(source.path(), source.path(), &installer).unwrap(), first);
+        fs::write(source.path().join("list"), "b").unwrap();
+        let error = dependencies.installed(source.path(), source.path(), &installer).unwrap_err().to_string();
+        assert!(error.contains("no network") && error.contains('7'), "{error}");
+    }
+
+    #[test]
     fn a_staging_folder_does_not_stay() {
         let folder = folder(&[("a", "a")]);
-        let staging = Staging::prepare(folder.path(), Runtime::Provided).unwrap();
-        let path = staging.folder.clone();
+        let staging = Staging::prepare(folder.path(), Runtime::Provided, &mut Dependencies::default()).unwrap();
+        let path = staging.folder.0.clone();
         assert!(path.exists());
         drop(staging);
         assert!(!path.exists());

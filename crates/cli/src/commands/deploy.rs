@@ -1,33 +1,29 @@
 //! `takt deploy`: a function folder becomes a function, with its guarantee or not at all.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::{Method, StatusCode};
+use http::Method;
 use model::FunctionSpec;
 use serde_json::{Value, json};
 use toml::Table;
 
 use crate::args::DeployArgs;
-use crate::client::Client;
+use crate::client::{Answer, Client};
 use crate::exit::Exit;
 use crate::output::{self, Format, Progress};
-use crate::package::Staging;
+use crate::package::{Dependencies, Staging};
 use crate::{admission, commands};
 
 /// Packages, uploads, and prints what admission answered.
 pub fn run(args: &DeployArgs, format: Format) -> Result<Exit> {
     let (text, spec) = configuration(args)?;
     let client = Client::new(&args.node)?;
-    let progress = Progress::start(format, "installing dependencies");
-    let staging = Staging::prepare(&args.folder, spec.runtime)?;
-    progress.step("packing");
-    let zip = staging.zip()?;
-    progress.step("waiting for admission");
-    let body = json!({ "takt_toml": text, "zip": STANDARD.encode(&zip) });
-    let answer = client.call(Method::PUT, &format!("/v1/functions/{}", spec.name), Some(&body))?;
+    let progress = Progress::start(format, "deploying");
+    let answer = upload(&client, &args.folder, &text, &spec, &mut Dependencies::default())?;
     progress.end();
     if admission::is_refusal(&answer) {
         return admission::print_refusal(&answer, format);
@@ -36,13 +32,45 @@ pub fn run(args: &DeployArgs, format: Format) -> Result<Exit> {
     match format {
         Format::Json => output::json(&value),
         Format::Human => {
-            let created = if answer.status == StatusCode::CREATED { "Created" } else { "Deployed" };
-            println!("{created} {}{}.", spec.name, version(&value));
+            println!("Deployed {}{}.", spec.name, version(&value));
             print!("{}", admission::given(&value["guarantee"]));
             println!("Call it: takt invoke {}{}", spec.name, commands::url_hint(&args.node));
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Packages a folder and asks the node for the function that `text`, its configuration, states.
+pub(crate) fn upload(
+    client: &Client,
+    folder: &Path,
+    text: &str,
+    spec: &FunctionSpec,
+    dependencies: &mut Dependencies,
+) -> Result<Answer> {
+    let zip = Staging::prepare(folder, spec.runtime, dependencies)?.zip()?;
+    let body = json!({ "takt_toml": text, "zip": STANDARD.encode(&zip) });
+    client.call(Method::PUT, &format!("/v1/functions/{}", spec.name), Some(&body))
+}
+
+/// The function that a folder's `takt.toml` states, with the file's text.
+pub(crate) fn stated(folder: &Path) -> Result<(String, FunctionSpec)> {
+    let path = folder.join(model::config::FILE_NAME);
+    let text = read(&path)?;
+    let spec = check(&text, &path)?;
+    Ok((text, spec))
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}; `takt new` makes a function folder", path.display()))
+}
+
+fn check(text: &str, path: &Path) -> Result<FunctionSpec> {
+    let spec = model::config::parse(text).with_context(|| format!("{} states no function", path.display()))?;
+    if let Some(terms) = &spec.guarantee {
+        terms.resolve(spec.timeout).with_context(|| format!("the guarantee in {} does not add up", path.display()))?;
+    }
+    Ok(spec)
 }
 
 fn version(value: &Value) -> String {
@@ -52,13 +80,8 @@ fn version(value: &Value) -> String {
 /// The folder's `takt.toml` with the flags in place of what it says, and the function it states then.
 fn configuration(args: &DeployArgs) -> Result<(String, FunctionSpec)> {
     let path = args.folder.join(model::config::FILE_NAME);
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}; `takt new` makes a function folder", path.display()))?;
-    let text = with_flags(&text, args).with_context(|| format!("{} is not TOML", path.display()))?;
-    let spec = model::config::parse(&text).with_context(|| format!("{} states no function", path.display()))?;
-    if let Some(terms) = &spec.guarantee {
-        terms.resolve(spec.timeout).with_context(|| format!("the guarantee in {} does not add up", path.display()))?;
-    }
+    let text = with_flags(&read(&path)?, args).with_context(|| format!("{} is not TOML", path.display()))?;
+    let spec = check(&text, &path)?;
     Ok((text, spec))
 }
 

@@ -1,10 +1,12 @@
 //! A node that says what a test wants it to say, and the tool run against it.
+#![allow(dead_code, reason = "each test uses its part of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 /// What the tool asked.
 #[derive(Debug)]
@@ -35,6 +37,11 @@ impl FakeNode {
             }
         });
         Self { url, requests }
+    }
+
+    /// The next request, which must come within `limit`.
+    pub(crate) fn next(&self, limit: Duration) -> Request {
+        self.requests.recv_timeout(limit).unwrap()
     }
 
     /// Everything asked so far.
