@@ -1,5 +1,6 @@
 //! Starts, feeds and kills instances.
 
 pub mod api;
+pub mod forward;
 pub mod http1;
 pub mod sys;

@@ -22,6 +22,12 @@ pub fn since_epoch() -> Duration {
     Duration::from_nanos(nanos(rustix::time::clock_gettime(ClockId::Realtime)))
 }
 
+/// CPU time the calling thread has used.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    Duration::from_nanos(nanos(rustix::time::clock_gettime(ClockId::ThreadCPUTime)))
+}
+
 /// Blocks the calling thread until `at`, or returns at once when that has passed. For real-time threads.
 pub fn sleep_until(at: Time) {
     let at = timespec(at);

@@ -1,0 +1,183 @@
+//! What an instance may reach.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use model::{Outbound, Peer};
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
+
+use super::dns;
+
+/// A query must be answered within this time.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_BYTES: usize = 4096;
+/// The address at which clouds hand a machine's own credentials to whoever asks.
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// Whether something may be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Allowed,
+    Refused,
+}
+
+/// The rules for the instances of one function.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    outbound: Outbound,
+    /// The address in the instance's network at which names are asked for.
+    resolver: IpAddr,
+    /// Where questions are passed on to; `None`: the machine has no resolver, so names cannot be asked for.
+    upstream: Option<SocketAddr>,
+    /// The node's own addresses.
+    own: BTreeSet<SocketAddr>,
+    /// The machine's addresses: the node listens on some of them.
+    own_port: u16,
+    machine: BTreeSet<IpAddr>,
+}
+
+impl Policy {
+    /// `own` is where the node listens, `machine` the addresses the machine has.
+    #[must_use]
+    pub fn new(
+        outbound: Outbound,
+        resolver: Ipv4Addr,
+        upstream: Option<SocketAddr>,
+        own: SocketAddr,
+        machine: BTreeSet<IpAddr>,
+    ) -> Self {
+        Self { outbound, resolver: resolver.into(), upstream, own: BTreeSet::from([own]), own_port: own.port(), machine }
+    }
+
+    pub(super) fn resolver(&self) -> IpAddr {
+        self.resolver
+    }
+
+    /// Whether a connection to `target` may be made.
+    pub async fn tcp(&self, target: SocketAddr) -> Verdict {
+        if self.never(target) {
+            return Verdict::Refused;
+        }
+        match &self.outbound {
+            Outbound::All if target.ip() == IpAddr::V4(METADATA) => Verdict::Refused,
+            Outbound::All => Verdict::Allowed,
+            Outbound::None => Verdict::Refused,
+            Outbound::Only(peers) => {
+                for peer in peers.iter().filter(|peer| peer.port == target.port()) {
+                    if names(peer, target.ip()).await {
+                        return Verdict::Allowed;
+                    }
+                }
+                Verdict::Refused
+            }
+        }
+    }
+
+    /// Whether datagrams may be sent to `target`. A list of peers names connections, so it allows no datagrams.
+    #[must_use]
+    pub fn udp(&self, target: SocketAddr) -> Verdict {
+        match &self.outbound {
+            Outbound::All if self.never(target) || target.ip() == IpAddr::V4(METADATA) => Verdict::Refused,
+            Outbound::All => Verdict::Allowed,
+            Outbound::Only(_) | Outbound::None => Verdict::Refused,
+        }
+    }
+
+    /// What no function may reach.
+    fn never(&self, target: SocketAddr) -> bool {
+        let ip = target.ip();
+        let shapeless = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+        let own = self.own.contains(&target) || (target.port() == self.own_port && self.machine.contains(&ip));
+        shapeless || own
+    }
+
+    /// Answers a question: passes it on when the function may reach the name, refuses it otherwise. `None`: no answer.
+    pub(super) async fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
+        let question = dns::question(query)?;
+        let may_ask = match &self.outbound {
+            Outbound::All => true,
+            Outbound::Only(peers) => peers.iter().any(|peer| peer.host == question.name),
+            Outbound::None => false,
+        };
+        let Some(upstream) = self.upstream.filter(|_| may_ask) else { return dns::refusal(query) };
+        let socket = UdpSocket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))).await.ok()?;
+        socket.connect(upstream).await.ok()?;
+        socket.send(query).await.ok()?;
+        let mut answer = vec![0; ANSWER_BYTES];
+        let count = timeout(RESOLVE_WITHIN, socket.recv(&mut answer)).await.ok()?.ok()?;
+        answer.truncate(count);
+        Some(answer)
+    }
+}
+
+/// Whether a peer's host is this address, or a name that stands for it now.
+async fn names(peer: &Peer, address: IpAddr) -> bool {
+    if let Ok(literal) = peer.host.parse::<IpAddr>() {
+        return literal == address;
+    }
+    match timeout(RESOLVE_WITHIN, tokio::net::lookup_host((peer.host.as_str(), peer.port))).await {
+        Ok(Ok(mut found)) => found.any(|found| found.ip() == address),
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+/// The first name server that a `resolv.conf` names.
+#[must_use]
+pub fn upstream_of(resolv_conf: &str) -> Option<SocketAddr> {
+    let mut words = resolv_conf.lines().map(str::split_whitespace);
+    words.find_map(|mut words| match (words.next(), words.next()) {
+        (Some("nameserver"), Some(address)) => address.parse().ok().map(|ip: IpAddr| SocketAddr::from((ip, 53))),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(outbound: Outbound) -> Policy {
+        let machine = BTreeSet::from(["192.0.2.2".parse().unwrap()]);
+        Policy::new(outbound, Ipv4Addr::new(10, 0, 0, 1), None, "127.0.0.1:9000".parse().unwrap(), machine)
+    }
+
+    async fn check(outbound: Outbound, target: &str, expected: Verdict) {
+        assert_eq!(policy(outbound.clone()).tcp(target.parse().unwrap()).await, expected, "{outbound:?} {target}");
+    }
+
+    #[tokio::test]
+    async fn the_node_itself_is_never_reached() {
+        for target in ["127.0.0.1:9000", "127.0.0.1:80", "0.0.0.0:9000", "192.0.2.2:9000", "224.0.0.1:9", "255.255.255.255:9"] {
+            check(Outbound::All, target, Verdict::Refused).await;
+            let only = Outbound::Only(vec![target.parse().unwrap()]);
+            check(only, target, Verdict::Refused).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_allows_what_it_names_and_nothing_else() {
+        let only = Outbound::Only(vec!["198.51.100.7:443".parse().unwrap()]);
+        check(only.clone(), "198.51.100.7:443", Verdict::Allowed).await;
+        check(only.clone(), "198.51.100.7:80", Verdict::Refused).await;
+        check(only.clone(), "198.51.100.8:443", Verdict::Refused).await;
+        assert_eq!(policy(only).udp("198.51.100.7:443".parse().unwrap()), Verdict::Refused);
+        check(Outbound::None, "198.51.100.7:443", Verdict::Refused).await;
+    }
+
+    #[tokio::test]
+    async fn all_is_all_but_the_machine_s_credentials() {
+        check(Outbound::All, "192.0.2.2:5432", Verdict::Allowed).await;
+        check(Outbound::All, "169.254.169.254:80", Verdict::Refused).await;
+        check(Outbound::Only(vec!["169.254.169.254:80".parse().unwrap()]), "169.254.169.254:80", Verdict::Allowed).await;
+    }
+
+    #[test]
+    fn the_first_name_server_counts() {
+        assert_eq!(
+            upstream_of("# x\nsearch a\nnameserver 10.1.2.3\nnameserver 10.1.2.4\n"),
+            Some("10.1.2.3:53".parse().unwrap())
+        );
+        assert_eq!(upstream_of("nameserver nonsense\n"), None);
+    }
+}
