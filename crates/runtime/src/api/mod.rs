@@ -25,6 +25,8 @@ use route::Route;
 
 /// The largest result of an invocation, in bytes: 6 MiB and 100 bytes, as on AWS.
 pub const MAX_RESPONSE_BYTES: usize = 6_291_556;
+/// The largest head of a request: room for the 64 KiB of X-Ray cause that AWS's Python client sends in a header.
+pub const MAX_HEAD_BYTES: usize = 128 << 10;
 /// The largest body of any other request.
 const MAX_SMALL_BYTES: usize = 64 << 10;
 
