@@ -122,6 +122,16 @@ impl Pacer {
         self.burst = burst;
     }
 
+    /// Keeps the next slot from opening before `at` (by less than 1 ns later): a change of terms must not open slots in the
+    /// past for what has been waiting. Of the tokens that are there, one is left.
+    pub fn open_not_before(&mut self, at: Time) {
+        if self.next_conforming() < at {
+            let allowance = u128::from(self.burst.get() - 1) * u128::from(self.rate.per_ns());
+            let ns = u128::from(at.as_nanos()) + allowance.div_ceil(u128::from(self.rate.invocations()));
+            self.tat = Exact { ns: to_time(ns).as_nanos(), part: 0 };
+        }
+    }
+
     /// `from` moved by `slots` intervals.
     fn after(&self, from: Exact, slots: u64) -> Exact {
         let parts = u128::from(self.rate.invocations());
@@ -188,6 +198,14 @@ mod tests {
         assert_eq!(pacer.classify(start), Slot::NotBefore(Time::from_millis(1_050)));
         pacer.change("20/s".parse().unwrap(), Burst::ONE);
         assert_eq!(pacer.next_conforming(), Time::from_millis(1_150));
+    }
+
+    #[test]
+    fn a_change_of_terms_opens_no_slot_in_the_past() {
+        let mut pacer = pacer("7/s", 3);
+        pacer.open_not_before(Time::from_secs(1));
+        assert!(pacer.next_conforming().since(Time::from_secs(1)) <= Duration::from_nanos(1));
+        assert!(matches!(pacer.classify(Time::from_secs(2)), Slot::Taken { .. }));
     }
 
     /// The envelope by definition: any window from one slot to another holds at most `b + r t` of them, where `t` may be

@@ -6,3 +6,9 @@
 //! best-effort load cannot reach the guaranteed lane's state. Time, randomness and input are handed in.
 
 pub mod port;
+pub mod reserved;
+
+mod gaps;
+mod verdict;
+#[cfg(test)]
+mod world;

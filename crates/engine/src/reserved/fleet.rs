@@ -1,0 +1,158 @@
+//! The instances of one deployed code, core by core.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::{FunctionKey, InstanceId, InvocationId, LeaseId, Time, Version};
+
+use super::promise::Missing;
+use crate::port::{Placement, Shard};
+
+/// The number of a deployed code within the engine; installing the same version twice makes two of them.
+pub(super) type CodeId = u64;
+
+/// A version of a function with its instances.
+#[derive(Clone, Debug)]
+pub(super) struct Code {
+    pub(super) id: CodeId,
+    pub(super) version: Version,
+    pub(super) bays: Vec<Bay>,
+    /// The bay that the next slot goes to.
+    turn: usize,
+    /// Starts that failed one after the other, the last one at this instant.
+    failures: u32,
+    failed_at: Time,
+    /// No start before.
+    pub(super) retry_at: Time,
+}
+
+/// The instances of a code on one core.
+#[derive(Clone, Debug)]
+pub(super) struct Bay {
+    pub(super) shard: Shard,
+    /// Most recently used last, with the instant it became idle.
+    pub(super) idle: Vec<(InstanceId, Time)>,
+    pub(super) starting: u32,
+    /// All that exist, those being killed included.
+    pub(super) total: u32,
+    /// What took a slot and found no idle instance, in order.
+    pub(super) waiting: BTreeMap<u64, Waiter>,
+    /// Why the warm reserve is not full again yet, where an instance was lost or did not start.
+    pub(super) short: Option<Missing>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiter {
+    Invocation(InvocationId),
+    Lease(LeaseId),
+}
+
+/// Failures further apart than this are not one after the other.
+const FAILURES_WITHIN: Duration = Duration::from_secs(60);
+
+impl Code {
+    pub(super) fn new(id: CodeId, version: Version, shards: &[Shard]) -> Self {
+        let bay = |shard: &Shard| Bay {
+            shard: *shard,
+            idle: Vec::with_capacity(usize::try_from(shard.instances).unwrap_or(0)),
+            starting: 0,
+            total: 0,
+            waiting: BTreeMap::new(),
+            short: None,
+        };
+        let bays = shards.iter().map(bay).collect();
+        Self { id, version, bays, turn: 0, failures: 0, failed_at: Time::ZERO, retry_at: Time::ZERO }
+    }
+
+    /// The bay of the next slot: all in turn, as admission divided the rate.
+    pub(super) fn next_bay(&mut self) -> usize {
+        let bay = self.turn % self.bays.len();
+        self.turn = (bay + 1) % self.bays.len();
+        bay
+    }
+
+    /// Every core has its warm reserve.
+    pub(super) fn is_warm(&self) -> bool {
+        self.bays.iter().all(|bay| usize::try_from(bay.shard.warm).is_ok_and(|warm| warm <= bay.idle.len()))
+    }
+
+    /// An instance did not become ready, or died without work. The first failure costs no time, further ones in a row cost
+    /// `first`, twice that, and so on up to `last`.
+    pub(super) fn failed(&mut self, now: Time, first: Duration, last: Duration) -> u32 {
+        self.failures = if FAILURES_WITHIN < now.since(self.failed_at) { 1 } else { self.failures.saturating_add(1) };
+        self.failed_at = now;
+        let doublings = self.failures.saturating_sub(2).min(30);
+        let delay = if self.failures < 2 { Duration::ZERO } else { first.saturating_mul(1 << doublings).min(last) };
+        self.retry_at = now + delay;
+        self.failures
+    }
+
+    /// An instance did work: what failed before is over.
+    pub(super) fn worked(&mut self) {
+        self.failures = 0;
+        self.retry_at = Time::ZERO;
+    }
+}
+
+impl Bay {
+    /// How many instances are to be started now: the warm reserve and one for each that waits, never beyond K.
+    pub(super) fn wanted(&self) -> u32 {
+        let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let target = self.shard.warm.saturating_add(count(self.waiting.len()));
+        let coming = count(self.idle.len()).saturating_add(self.starting);
+        target.saturating_sub(coming).min(self.shard.instances.saturating_sub(self.total))
+    }
+
+    pub(super) fn placement(&self) -> Placement {
+        Placement::RealTime { core: self.shard.core, priority: self.shard.priority }
+    }
+
+    pub(super) fn add_idle(&mut self, instance: InstanceId, now: Time) {
+        self.idle.push((instance, now));
+        if usize::try_from(self.shard.warm).is_ok_and(|warm| warm <= self.idle.len()) {
+            self.short = None;
+        }
+    }
+
+    /// The least recently used idle instance that the reserve does not need, and since when it is idle. The last one is
+    /// needed while K instances exist: the one being killed would stand in the way of a replenishment.
+    pub(super) fn surplus(&self) -> Option<(InstanceId, Time)> {
+        let warm = usize::try_from(self.shard.warm).unwrap_or(usize::MAX);
+        let spare = if self.total < self.shard.instances { warm } else { warm.saturating_add(1) };
+        self.idle.first().filter(|_| spare < self.idle.len()).copied()
+    }
+
+    /// Takes an instance out of the idle ones, wherever it stands.
+    pub(super) fn drop_idle(&mut self, instance: InstanceId) {
+        self.idle.retain(|(other, _)| *other != instance);
+    }
+}
+
+/// One instance of the lane.
+#[derive(Clone, Debug)]
+pub(super) struct Instance {
+    pub(super) function: FunctionKey,
+    pub(super) code: CodeId,
+    pub(super) bay: usize,
+    pub(super) core: u16,
+    pub(super) placed: Placement,
+    pub(super) state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Starting {
+        since: Time,
+    },
+    Idle,
+    Held {
+        lease: LeaseId,
+    },
+    Busy {
+        invocation: InvocationId,
+    },
+    /// Its invocation ended; it has not asked for the next one yet.
+    Finishing,
+    /// It was told to be killed.
+    Dying,
+}
