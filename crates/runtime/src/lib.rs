@@ -3,5 +3,8 @@
 pub mod api;
 pub mod bootstrap;
 pub mod forward;
+pub mod cgroup;
 pub mod http1;
+pub mod launcher;
+pub mod sandbox;
 pub mod sys;

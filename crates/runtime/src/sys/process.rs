@@ -133,15 +133,29 @@ pub enum Side {
     Child,
 }
 
+/// Which side of a fork this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    Parent { child: Pid },
+    Child,
+}
+
 /// Copies this process into new namespaces and, where `cgroup` names a v2 group's directory, into that group.
 pub fn clone_into(_proof: &SingleThreaded, namespaces: &[Namespace], cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
     let flags = namespaces.iter().fold(0, |flags, namespace| flags | namespace.flag());
     clone3(flags, cgroup)
 }
 
-/// Copies this process within its namespaces.
-pub fn fork(_proof: &SingleThreaded) -> io::Result<Side> {
-    clone3(0, None)
+/// Copies this process within its namespaces, by the C library's fork: also where a filter forbids `clone3`. The parent gets
+/// no handle; it waits by id.
+pub fn fork(_proof: &SingleThreaded) -> io::Result<Fork> {
+    // SAFETY: this process has one thread, so its copy may go on with any code.
+    let result = unsafe { libc::fork() };
+    match Pid::from_raw(result) {
+        None => Ok(Fork::Child),
+        Some(child) if 0 < result => Ok(Fork::Parent { child }),
+        Some(_) => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Whether a process can be created in these new namespaces: makes one that ends at once.
@@ -159,11 +173,24 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Closes every descriptor from `first` on. For a child about to live on without them; the values that owned them must not
-/// be used or dropped afterwards, which holds for one that leaves by exec or [`exit_now`].
-pub fn close_from(first: u32, _proof: &SingleThreaded) -> io::Result<()> {
-    // SAFETY: the call only takes numbers; no other thread exists that could use a descriptor meanwhile.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0_u32) } {
+/// Closes every descriptor from 3 on except those in `keep`. For a child about to live on without them; the values that
+/// owned them must not be used or dropped afterwards, which holds for one that leaves by exec or [`exit_now`].
+pub fn close_except(keep: &[RawFd], _proof: &SingleThreaded) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for kept in keep {
+        if first < kept {
+            close_range(first, kept - 1)?;
+        }
+        first = first.max(kept.saturating_add(1));
+    }
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: the call only takes numbers; the caller's process has one thread, so nothing uses a descriptor meanwhile.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0_u32) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

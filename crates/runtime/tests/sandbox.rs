@@ -1,0 +1,427 @@
+//! One test per protection, each with a program that tries to break it. Without root the tests say that they skip.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail like tests")]
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use model::Memory;
+use takt_runtime::launcher::{self, Client, Error, Exit, Launch, Network, Options, Placement, Started};
+use takt_runtime::sandbox::{self, Language, Step};
+use takt_runtime::sys::process::Death;
+use takt_runtime::sys::sched::{self, Class};
+use tokio::task::JoinSet;
+
+/// A launcher, its tasks, and a place for packages.
+struct Bench {
+    client: Client,
+    _tasks: JoinSet<std::io::Error>,
+    package: tempfile::TempDir,
+    python: sandbox::Interpreter,
+}
+
+/// What a program wrote and how it ended.
+#[derive(Debug)]
+struct Outcome {
+    out: String,
+    err: String,
+    exit: Exit,
+}
+
+fn options(name: &str) -> Options {
+    Options {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_takt-launcher")),
+        arguments: Vec::new(),
+        groups: format!("takt-test-{name}-{}", std::process::id()),
+        first_user: Options::FIRST_USER_DEFAULT,
+    }
+}
+
+impl Bench {
+    /// `None`, with the reason printed, where this user cannot make sandboxes of full strength.
+    fn new(name: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: not root");
+            return None;
+        }
+        let (client, service, standing) = launcher::spawn(&options(name)).unwrap();
+        if let Some(reason) = standing.no_groups {
+            println!("skipped: {reason}");
+            return None;
+        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(service.run());
+        let package = tempfile::tempdir().unwrap();
+        readable(package.path());
+        let python = sandbox::interpreter(Language::Python, Path::new("python3")).unwrap();
+        Some(Self { client, _tasks: tasks, package, python })
+    }
+
+    fn launch(&self, argv: &[&str]) -> Launch {
+        Launch {
+            argv: argv.iter().map(|part| (*part).to_owned()).collect(),
+            env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+            code: self.package.path().to_owned(),
+            bootstrap: None,
+            extra: self.python.paths.clone(),
+            memory: Memory::from_mib(64).unwrap(),
+            pids: 64,
+            tmp_bytes: 4 << 20,
+            placement: Placement::BestEffort,
+            quota: None,
+            network: Network::Loopback,
+        }
+    }
+
+    fn sh(&self, script: &str) -> Launch {
+        self.launch(&["/bin/sh", "-c", script])
+    }
+
+    fn python(&self, script: &str) -> Launch {
+        self.launch(&[self.python.program.to_str().unwrap(), "-I", "-S", "-c", script])
+    }
+
+    async fn run(&self, launch: &Launch) -> Outcome {
+        finish(self.client.start(launch).await.unwrap()).await
+    }
+}
+
+fn readable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn reader(fd: OwnedFd) -> tokio::task::JoinHandle<String> {
+    tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        std::fs::File::from(fd).read_to_string(&mut text).unwrap();
+        text
+    })
+}
+
+/// Lets an instance run to its end and collects what it wrote.
+async fn finish(started: Started) -> Outcome {
+    let Started { handle, stdout, stderr, exit, .. } = started;
+    let (out, err) = (reader(stdout), reader(stderr));
+    let exit = exit.await.unwrap();
+    drop(handle);
+    Outcome { out: out.await.unwrap(), err: err.await.unwrap(), exit }
+}
+
+#[track_caller]
+fn succeeded(outcome: &Outcome, out: &str) {
+    assert_eq!(outcome.exit.death, Death::Exited { code: 0 }, "{outcome:?}");
+    assert_eq!(outcome.out.trim(), out, "{outcome:?}");
+}
+
+#[tokio::test]
+async fn the_environment_is_exactly_the_one_given() {
+    let Some(bench) = Bench::new("env") else { return };
+    let mut launch = bench.launch(&["/usr/bin/env"]);
+    launch.env = BTreeMap::from([("A".to_owned(), "1 =2".to_owned()), ("B".to_owned(), String::new())]);
+    succeeded(&bench.run(&launch).await, "A=1 =2\nB=");
+}
+
+#[tokio::test]
+async fn it_starts_in_its_code_as_a_user_of_its_own_without_rights() {
+    let Some(bench) = Bench::new("user") else { return };
+    std::fs::write(bench.package.path().join("hello"), "from the package").unwrap();
+    let script =
+        "pwd; cat hello; echo; id -G; cat /proc/self/status | grep -E '^(Cap(Prm|Eff|Bnd)|NoNewPrivs|Seccomp):' | tr -d '\t\n'";
+    let outcome = bench.run(&bench.sh(script)).await;
+    let rights = "CapPrm:0000000000000000CapEff:0000000000000000CapBnd:0000000000000000NoNewPrivs:1Seccomp:2";
+    succeeded(&outcome, &format!("/var/task\nfrom the package\n{}\n{rights}", Options::FIRST_USER_DEFAULT));
+}
+
+#[tokio::test]
+async fn it_sees_no_process_but_its_own() {
+    let Some(bench) = Bench::new("procs") else { return };
+    let other = bench.client.start(&bench.sh("exec sleep 60")).await.unwrap();
+    let outcome =
+        bench.run(&bench.sh("ls -d /proc/[0-9]* | wc -l; cat /proc/1/environ; kill -9 1; kill -9 2; echo unreached")).await;
+    // Its own: init, the shell, ls and wc. The shell may end itself; init is out of its reach.
+    assert_eq!(outcome.out.lines().next().unwrap().trim(), "4", "{outcome:?}");
+    assert!(outcome.err.contains("/proc/1/environ: Permission denied"), "{outcome:?}");
+    assert_eq!(outcome.exit.death, Death::Signalled { signal: 9 }, "{outcome:?}");
+    drop(other);
+}
+
+#[tokio::test]
+async fn it_cannot_look_into_its_init() {
+    let Some(bench) = Bench::new("init") else { return };
+    let script = "
+import os
+for path in ['/proc/1/mem', '/proc/1/maps', '/proc/1/environ', '/proc/1/root', '/proc/1/cwd', '/proc/1/fd']:
+    try:
+        os.listdir(path) if path.endswith(('fd', 'root', 'cwd')) else open(path).read(1)
+        print('read', path)
+    except PermissionError: pass
+";
+    succeeded(&bench.run(&bench.python(script)).await, "");
+}
+
+#[tokio::test]
+async fn it_sees_no_file_of_the_host_or_of_another_instance() {
+    let Some(bench) = Bench::new("files") else { return };
+    let secret = tempfile::tempdir().unwrap();
+    std::fs::write(secret.path().join("secret"), "s").unwrap();
+    let other = bench.client.start(&bench.sh("echo mine > /tmp/mine; exec sleep 60")).await.unwrap();
+    let script = format!("ls -A /tmp /sys /home {} /var | tr '\\n' ' '; ls -A /root", secret.path().display());
+    let outcome = bench.run(&bench.sh(&script)).await;
+    assert_eq!(
+        outcome.out.split_whitespace().collect::<Vec<_>>().join(" ").replace(".pyenv", "").trim(),
+        "/tmp: /var: runtime task",
+        "{outcome:?}"
+    );
+    assert!(outcome.err.contains("cannot access '/sys'"), "{outcome:?}");
+    drop(other);
+}
+
+#[tokio::test]
+async fn a_link_in_the_package_leads_nowhere() {
+    let Some(bench) = Bench::new("link") else { return };
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "secret").unwrap();
+    readable(secret.path());
+    std::os::unix::fs::symlink(secret.path(), bench.package.path().join("absolute")).unwrap();
+    std::os::unix::fs::symlink("../../../../../../../../etc/shadow", bench.package.path().join("relative")).unwrap();
+    let outcome = bench.run(&bench.sh("cat absolute; cat relative; cat ../../proc/1/root/etc/shadow; true")).await;
+    succeeded(&outcome, "");
+}
+
+#[tokio::test]
+async fn it_writes_to_tmp_alone() {
+    let Some(bench) = Bench::new("write") else { return };
+    let script = "for d in / /var/task /usr /etc /proc /dev /root; do (echo x > $d/x) 2>/dev/null && echo wrote $d; done; \
+                  (echo x > /proc/sys/kernel/hostname) 2>/dev/null && echo renamed; \
+                  echo x > /tmp/x && cat /tmp/x && echo x > /dev/null && echo y > /dev/shm/y && cat /tmp/y";
+    succeeded(&bench.run(&bench.sh(script)).await, "x\ny");
+}
+
+#[tokio::test]
+async fn tmp_is_bounded() {
+    let Some(bench) = Bench::new("tmp") else { return };
+    let outcome = bench.run(&bench.sh("dd if=/dev/zero of=/tmp/big bs=64k count=100 2>/dev/null; stat -c %s /tmp/big")).await;
+    succeeded(&outcome, "4194304");
+}
+
+#[tokio::test]
+async fn memory_is_bounded() {
+    let Some(bench) = Bench::new("memory") else { return };
+    let outcome = bench.run(&bench.python("x = b'x' * (200 << 20); print(len(x))")).await;
+    assert_eq!(outcome.exit.death, Death::Signalled { signal: 9 }, "{outcome:?}");
+    assert!(0 < outcome.exit.memory_kills, "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_fork_bomb_stops_at_the_limit_and_dies_with_its_instance() {
+    let Some(bench) = Bench::new("forks") else { return };
+    let script = "
+import os, time
+n = 0
+try:
+    while True:
+        if os.fork() == 0: time.sleep(60)
+        n += 1
+except BlockingIOError:
+    print(n)
+";
+    let outcome = bench.run(&bench.python(script)).await;
+    let children: u32 = outcome.out.trim().parse().unwrap();
+    assert!((32..64).contains(&children), "{outcome:?}");
+    assert_eq!(outcome.exit.death, Death::Exited { code: 0 });
+}
+
+#[tokio::test]
+async fn it_gains_no_class_priority_or_core() {
+    let Some(bench) = Bench::new("class") else { return };
+    let script = "
+import os
+def refused(call, *args):
+    try: call(*args)
+    except OSError: return
+    print('allowed', call.__name__, args)
+for policy in (os.SCHED_FIFO, os.SCHED_RR):
+    refused(os.sched_setscheduler, 0, policy, os.sched_param(1))
+refused(os.setpriority, os.PRIO_PROCESS, 0, -5)
+refused(os.sched_setaffinity, 0, {0})
+refused(os.sched_setparam, 0, os.sched_param(0))
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+os.setpriority(os.PRIO_PROCESS, 0, 5)
+";
+    succeeded(&bench.run(&bench.python(script)).await, "");
+}
+
+#[tokio::test]
+async fn the_filter_refuses_what_it_names() {
+    let Some(bench) = Bench::new("filter") else { return };
+    let script = "
+import ctypes, errno, socket, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *args):
+    result = getattr(libc, name)(*args)
+    return errno.errorcode.get(ctypes.get_errno(), '?') if result == -1 else 'allowed'
+print(call('mount', b'none', b'/tmp', b'tmpfs', 0, None), call('umount2', b'/tmp', 2), call('unshare', 0x10000000),
+      call('setns', 0, 0), call('ptrace', 0, 0, 0, 0), call('chroot', b'/tmp'), call('setuid', 0))
+numbers = {'keyctl': 250, 'bpf': 321, 'userfaultfd': 323, 'perf_event_open': 298, 'io_uring_setup': 425, 'kexec_load': 246, 'clone3': 435}
+print(*[errno.errorcode.get((libc.syscall(n, 0, 0, 0, 0, 0), ctypes.get_errno())[1], '?') for n in numbers.values()])
+for family, kind, protocol in [(socket.AF_PACKET, socket.SOCK_RAW, 0), (socket.AF_INET, socket.SOCK_RAW, 1), (socket.AF_NETLINK, socket.SOCK_RAW, 9),
+                               (socket.AF_VSOCK, socket.SOCK_STREAM, 0)]:
+    try: socket.socket(family, kind, protocol); print('allowed', family)
+    except PermissionError: pass
+socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); socket.socket(socket.AF_INET, socket.SOCK_STREAM); socket.socketpair()
+print(subprocess.run(['/bin/echo', 'children work'], capture_output=True, text=True).stdout.strip())
+";
+    let outcome = bench.run(&bench.python(script)).await;
+    let expected = "EPERM EPERM EPERM EPERM EPERM EPERM EPERM\n\
+                    EPERM EPERM EPERM EPERM ENOSYS EPERM ENOSYS\nchildren work";
+    succeeded(&outcome, expected);
+}
+
+#[tokio::test]
+async fn it_reaches_its_own_runtime_api_and_nobody_elses() {
+    let Some(bench) = Bench::new("net") else { return };
+    let host = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = host.local_addr().unwrap().port();
+    let script = format!(
+        "
+import socket, os
+s = socket.create_connection(('127.0.0.1', 9001), 5); s.sendall(b'x')
+try: socket.create_connection(('127.0.0.1', {port}), 1); print('reached the host')
+except ConnectionRefusedError: pass
+try: socket.create_connection(('10.0.0.1', 80), 1); print('reached a network')
+except OSError as e: pass
+try: socket.create_server(('127.0.0.1', 9001)); print('took the port')
+except OSError: pass
+print(sorted(name for _, name in socket.if_nameindex()))
+"
+    );
+    let started = bench.client.start(&bench.python(&script)).await.unwrap();
+    let listener = tokio::net::TcpListener::from_std(started.listener.try_clone().unwrap()).unwrap();
+    let (_connection, from) = listener.accept().await.unwrap();
+    assert!(from.ip().is_loopback());
+    succeeded(&finish(started).await, "['lo']");
+}
+
+#[tokio::test]
+async fn a_tun_device_carries_what_it_sends() {
+    let Some(bench) = Bench::new("tun") else { return };
+    if !Path::new("/dev/net/tun").exists() {
+        return println!("skipped: no /dev/net/tun");
+    }
+    let script = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.sendto(b'out of the box', ('192.0.2.1', 7))
+print(open('/etc/resolv.conf').readline().strip())
+";
+    let mut launch = bench.python(script);
+    launch.network = Network::Tun;
+    let mut started = bench.client.start(&launch).await.unwrap();
+    let tun = takt_runtime::sys::watch(started.tun.take().unwrap()).unwrap();
+    loop {
+        let mut packet = [0_u8; 2048];
+        let mut ready = tun.readable().await.unwrap();
+        let Ok(count) = ready.try_io(|tun| Ok(rustix::io::read(tun.get_ref(), &mut packet)?)) else { continue };
+        let packet = &packet[..count.unwrap()];
+        if packet.ends_with(b"out of the box") {
+            assert_eq!(packet[12..20], [10, 0, 2, 100, 192, 0, 2, 1]);
+            break;
+        }
+    }
+    succeeded(&finish(started).await, "nameserver 10.0.2.3");
+}
+
+#[tokio::test]
+async fn ignoring_a_signal_does_not_help() {
+    let Some(bench) = Bench::new("sigterm") else { return };
+    let started = bench.client.start(&bench.sh("trap '' TERM INT HUP; sh -c 'sleep 60' & echo ready; sleep 60")).await.unwrap();
+    started.handle.kill().unwrap();
+    let outcome = finish(started).await; // the pipes end only when all its processes are dead
+    assert_eq!(outcome.exit.death, Death::Signalled { signal: 9 });
+}
+
+#[tokio::test]
+async fn dropping_what_was_started_kills_it() {
+    let Some(bench) = Bench::new("drop") else { return };
+    let Started { handle, exit, .. } = bench.client.start(&bench.sh("sleep 60")).await.unwrap();
+    drop(handle);
+    assert_eq!(exit.await.unwrap().death, Death::Signalled { signal: 9 });
+}
+
+#[tokio::test]
+async fn a_real_time_instance_is_pinned_and_its_children_are_ordinary() {
+    let Some(bench) = Bench::new("rt") else { return };
+    if sched::probe_fifo(5) != sched::RealTime::Works {
+        return println!("skipped: no real-time class");
+    }
+    let core = sched::cores().unwrap()[0];
+    let mut launch = bench.sh("read line < /tmp/never || true; sleep 60");
+    launch.placement = Placement::Pinned { core };
+    let started = bench.client.start(&launch).await.unwrap();
+    assert_eq!(sched::class_of(started.program).unwrap(), Some(Class::Other { nice: 0 }));
+    started.place(Placement::RealTime { core, priority: 5 }).unwrap();
+    assert_eq!(sched::class_of(started.program).unwrap(), Some(Class::Fifo { priority: 5 }));
+    started.place(Placement::BestEffort).unwrap();
+    assert_eq!(sched::class_of(started.program).unwrap(), Some(Class::Other { nice: 0 }));
+
+    let mut launch =
+        bench.python("import os; print(os.sched_getaffinity(0), flush=True); os.system('chrt -p $$ | head -1 | cut -d: -f2')");
+    launch.placement = Placement::RealTime { core, priority: 5 };
+    let outcome = bench.run(&launch).await;
+    succeeded(&outcome, &format!("{{{core}}}\n SCHED_OTHER"));
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_named() {
+    let Some(bench) = Bench::new("missing") else { return };
+    let error = bench.client.start(&bench.launch(&["/var/task/bootstrap"])).await.unwrap_err();
+    let Error::Failed { source } = error else { panic!("{error}") };
+    assert_eq!(source.step, Step::Start);
+    assert_eq!(source.to_string(), "sandbox step Start, /var/task/bootstrap: No such file or directory (os error 2)");
+    let mut launch = bench.sh("true");
+    launch.code = PathBuf::from("/nonexistent/code");
+    let error = bench.client.start(&launch).await.unwrap_err();
+    let Error::Failed { source } = error else { panic!("{error}") };
+    assert_eq!(source.to_string(), "sandbox step Mounts, /nonexistent/code: No such file or directory (os error 2)");
+}
+
+#[tokio::test]
+async fn orphans_are_reaped_and_an_exit_code_is_kept() {
+    let Some(bench) = Bench::new("reap") else { return };
+    let script = "
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0: os._exit(0)
+    os._exit(0)
+os.wait()
+def zombies():
+    for p in os.listdir('/proc'):
+        try:
+            if p.isdigit() and open(f'/proc/{p}/stat').read().split()[2] == 'Z': return True
+        except FileNotFoundError: pass
+while zombies(): time.sleep(0.001)
+os._exit(7)
+";
+    let outcome = bench.run(&bench.python(script)).await;
+    assert_eq!(outcome.exit.death, Death::Exited { code: 7 }, "{outcome:?}");
+}
+
+#[tokio::test]
+async fn many_start_at_once() {
+    let Some(bench) = Bench::new("many") else { return };
+    let launch = bench.sh("exec sleep 60");
+    let mut starts = JoinSet::new();
+    for _ in 0..20 {
+        let (client, launch) = (bench.client.clone(), launch.clone());
+        starts.spawn(async move { client.start(&launch).await.unwrap() });
+    }
+    let started = starts.join_all().await;
+    println!("first {:?}\nlast {:?}", started[0].timing, started[19].timing);
+    let mut programs: Vec<_> = started.iter().map(|started| started.program.as_raw_nonzero()).collect();
+    programs.sort();
+    programs.dedup();
+    assert_eq!(programs.len(), 20);
+}
