@@ -218,7 +218,19 @@ fn event_loop() -> Result<tokio::runtime::Runtime> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_of_addresses_panic(text in "(http://)?[a-z0-9:/?@%\\[\\].-]{0,40}") {
+            if let Ok(address) = Address::parse(&text) {
+                let again = Address::parse(&format!("http://{}", address.authority)).unwrap();
+                prop_assert_eq!(again, address);
+            }
+        }
+    }
 
     #[test]
     fn a_node_has_a_plain_http_address() {

@@ -118,6 +118,7 @@ fn with_flags(text: &str, args: &DeployArgs) -> Result<String, toml::de::Error> 
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::args::{Cli, Command};
@@ -149,5 +150,14 @@ mod tests {
     fn a_flag_that_is_no_term_names_its_key() {
         let error = flagged(&["--cpu", "2"]).unwrap_err();
         assert!(format!("{:#}", anyhow::Error::new(error)).contains("`cpu`"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_makes_the_flags_panic(text in "[a-z=\"\\[\\]\n ]{0,80}", rate in "[0-9]{1,3}/s") {
+            let cli = Cli::try_parse_from(["takt", "deploy", "--rate", rate.as_str()]).unwrap();
+            let Command::Deploy(args) = cli.command else { panic!("deploy was typed") };
+            let _ = with_flags(&text, &args);
+        }
     }
 }

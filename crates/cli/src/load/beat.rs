@@ -74,3 +74,26 @@ impl Beat for Wall {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_wait_ends_early() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut wall = Wall::start().unwrap();
+            for at in [0, 3, 3, 5].map(Duration::from_millis) {
+                wall.until(at).await.unwrap();
+                assert!(at <= wall.now());
+            }
+            // A wait that was given up leaves nothing behind for the next one.
+            let at = wall.now() + Duration::from_millis(5);
+            let given_up = tokio::time::timeout(Duration::ZERO, wall.until(at + Duration::from_secs(60))).await;
+            given_up.unwrap_err();
+            wall.until(at).await.unwrap();
+            assert!(at <= wall.now());
+        });
+    }
+}
