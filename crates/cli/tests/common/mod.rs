@@ -50,6 +50,9 @@ impl FakeNode {
     }
 }
 
+/// In every answer: the Runtime API's name of an invocation.
+const HEADERS: &str = "Lambda-Runtime-Aws-Request-Id: request-1\r\n";
+
 fn answer(stream: &mut TcpStream, rule: fn(&str) -> (u16, &'static str)) -> Request {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (mut line, mut authorization, mut length) = (String::new(), String::new(), 0);
@@ -68,7 +71,8 @@ fn answer(stream: &mut TcpStream, rule: fn(&str) -> (u16, &'static str)) -> Requ
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
     let (status, text) = rule(&line);
-    write!(stream, "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len()).unwrap();
+    write!(stream, "HTTP/1.1 {status} Said\r\n{HEADERS}Content-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len())
+        .unwrap();
     Request { line, authorization, body: String::from_utf8(body).unwrap() }
 }
 
