@@ -89,6 +89,13 @@ pub(super) fn violation(value: &str, member: &str, constraint: &str) -> String {
 }
 
 impl Error {
+    /// A change whose client saw another revision than the current one.
+    #[must_use]
+    pub fn stale_revision() -> Self {
+        let message = "The Revision Id provided does not match the latest Revision Id. Call the GetFunction/GetAlias API to retrieve the latest Revision Id";
+        Self::PreconditionFailed { message: message.to_owned() }
+    }
+
     /// A member that does not match its pattern.
     #[must_use]
     pub fn pattern(value: &str, member: &str, pattern: &str) -> Self {
@@ -146,7 +153,7 @@ impl Error {
     /// AWS's models spell the member `Message` for some errors and `message` for others; clients read the model.
     fn message_key(&self) -> &'static str {
         match self {
-            Self::ResourceNotFound { .. } | Self::ResourceNotReady { .. } | Self::Service { .. } => "Message",
+            Self::ResourceNotFound { .. } | Self::Service { .. } => "Message",
             Self::Validation { .. }
             | Self::InvalidParameterValue { .. }
             | Self::InvalidRequestContent { .. }
@@ -155,6 +162,7 @@ impl Error {
             | Self::RequestTooLarge { .. }
             | Self::CodeStorageExceeded { .. }
             | Self::TooManyRequests { .. }
+            | Self::ResourceNotReady { .. }
             | Self::DeadlineExpired { .. }
             | Self::Unavailable { .. }
             | Self::NotSupported { .. }

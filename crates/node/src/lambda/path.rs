@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::Method;
+use http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::{Error, FunctionRef};
@@ -11,6 +11,8 @@ use super::{Error, FunctionRef};
 pub const MAX_PAGE: usize = 50;
 /// Tag keys that one request may remove; AWS's number of tags.
 const MAX_TAG_KEYS: usize = 50;
+/// Bytes of body of operations that carry no code and no payload.
+const MAX_SMALL_BODY_BYTES: usize = 256 * 1024;
 /// Characters of an unknown path that an error repeats.
 const SHOWN_CHARS: usize = 200;
 
@@ -32,6 +34,80 @@ pub enum Call {
     GetFunctionCodeSigningConfig(FunctionRef),
     ListVersionsByFunction { function: FunctionRef, page: Page },
     GetFunctionConcurrency(FunctionRef),
+}
+
+impl Call {
+    /// AWS's name of the operation.
+    #[must_use]
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Self::Invoke(_) => "Invoke",
+            Self::CreateFunction => "CreateFunction",
+            Self::UpdateFunctionCode(_) => "UpdateFunctionCode",
+            Self::UpdateFunctionConfiguration(_) => "UpdateFunctionConfiguration",
+            Self::GetFunction(_) => "GetFunction",
+            Self::GetFunctionConfiguration(_) => "GetFunctionConfiguration",
+            Self::ListFunctions(_) => "ListFunctions",
+            Self::DeleteFunction(_) => "DeleteFunction",
+            Self::TagResource(_) => "TagResource",
+            Self::UntagResource { .. } => "UntagResource",
+            Self::ListTags(_) => "ListTags",
+            Self::GetAccountSettings => "GetAccountSettings",
+            Self::GetFunctionCodeSigningConfig(_) => "GetFunctionCodeSigningConfig",
+            Self::ListVersionsByFunction { .. } => "ListVersionsByFunction",
+            Self::GetFunctionConcurrency(_) => "GetFunctionConcurrency",
+        }
+    }
+
+    /// The status of its success. AWS answers DeleteFunction with 204, though its model says 200.
+    #[must_use]
+    pub fn success(&self) -> StatusCode {
+        match self {
+            Self::CreateFunction => StatusCode::CREATED,
+            Self::DeleteFunction(_) | Self::TagResource(_) | Self::UntagResource { .. } => StatusCode::NO_CONTENT,
+            Self::Invoke(_)
+            | Self::UpdateFunctionCode(_)
+            | Self::UpdateFunctionConfiguration(_)
+            | Self::GetFunction(_)
+            | Self::GetFunctionConfiguration(_)
+            | Self::ListFunctions(_)
+            | Self::ListTags(_)
+            | Self::GetAccountSettings
+            | Self::GetFunctionCodeSigningConfig(_)
+            | Self::ListVersionsByFunction { .. }
+            | Self::GetFunctionConcurrency(_) => StatusCode::OK,
+        }
+    }
+
+    /// Bytes of body that the operation takes; the front stops reading there.
+    #[must_use]
+    pub fn body_limit(&self) -> usize {
+        match self {
+            Self::Invoke(_) => super::invoke::MAX_PAYLOAD_BYTES,
+            Self::CreateFunction | Self::UpdateFunctionCode(_) => super::api::MAX_CREATE_BYTES,
+            Self::UpdateFunctionConfiguration(_)
+            | Self::GetFunction(_)
+            | Self::GetFunctionConfiguration(_)
+            | Self::ListFunctions(_)
+            | Self::DeleteFunction(_)
+            | Self::TagResource(_)
+            | Self::UntagResource { .. }
+            | Self::ListTags(_)
+            | Self::GetAccountSettings
+            | Self::GetFunctionCodeSigningConfig(_)
+            | Self::ListVersionsByFunction { .. }
+            | Self::GetFunctionConcurrency(_) => MAX_SMALL_BODY_BYTES,
+        }
+    }
+
+    /// What a request with a body above [`Call::body_limit`] is told.
+    #[must_use]
+    pub fn too_large(&self) -> Error {
+        match self {
+            Self::Invoke(_) => super::invoke::too_large(),
+            other => Error::RequestTooLarge { limit: other.body_limit(), operation: other.operation() },
+        }
+    }
 }
 
 /// The part of a list that is asked for.
