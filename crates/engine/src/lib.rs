@@ -7,8 +7,10 @@
 
 pub mod port;
 pub mod reserved;
+pub mod shared;
 
 mod gaps;
+mod restarts;
 mod verdict;
 #[cfg(test)]
 mod world;

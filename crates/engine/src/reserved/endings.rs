@@ -47,7 +47,7 @@ impl Engine {
             }
         }
         if let Some(code) = self.code_of(instance) {
-            code.worked();
+            code.restarts.worked();
         } else {
             self.kill(instance, actions); // its version was replaced, or its function removed
         }

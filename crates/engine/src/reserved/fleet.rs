@@ -1,12 +1,12 @@
 //! The instances of one deployed code, core by core.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use model::{FunctionKey, InstanceId, InvocationId, LeaseId, Time, Version};
 
 use super::promise::Missing;
 use crate::port::{Placement, Shard};
+use crate::restarts::Restarts;
 
 /// The number of a deployed code within the engine; installing the same version twice makes two of them.
 pub(super) type CodeId = u64;
@@ -19,11 +19,7 @@ pub(super) struct Code {
     pub(super) bays: Vec<Bay>,
     /// The bay that the next slot goes to.
     turn: usize,
-    /// Starts that failed one after the other, the last one at this instant.
-    failures: u32,
-    failed_at: Time,
-    /// No start before.
-    pub(super) retry_at: Time,
+    pub(super) restarts: Restarts,
 }
 
 /// The instances of a code on one core.
@@ -47,9 +43,6 @@ pub(super) enum Waiter {
     Lease(LeaseId),
 }
 
-/// Failures further apart than this are not one after the other.
-const FAILURES_WITHIN: Duration = Duration::from_secs(60);
-
 impl Code {
     pub(super) fn new(id: CodeId, version: Version, shards: &[Shard]) -> Self {
         let bay = |shard: &Shard| Bay {
@@ -61,7 +54,7 @@ impl Code {
             short: None,
         };
         let bays = shards.iter().map(bay).collect();
-        Self { id, version, bays, turn: 0, failures: 0, failed_at: Time::ZERO, retry_at: Time::ZERO }
+        Self { id, version, bays, turn: 0, restarts: Restarts::default() }
     }
 
     /// The bay of the next slot: all in turn, as admission divided the rate.
@@ -74,23 +67,6 @@ impl Code {
     /// Every core has its warm reserve.
     pub(super) fn is_warm(&self) -> bool {
         self.bays.iter().all(|bay| usize::try_from(bay.shard.warm).is_ok_and(|warm| warm <= bay.idle.len()))
-    }
-
-    /// An instance did not become ready, or died without work. The first failure costs no time, further ones in a row cost
-    /// `first`, twice that, and so on up to `last`.
-    pub(super) fn failed(&mut self, now: Time, first: Duration, last: Duration) -> u32 {
-        self.failures = if FAILURES_WITHIN < now.since(self.failed_at) { 1 } else { self.failures.saturating_add(1) };
-        self.failed_at = now;
-        let doublings = self.failures.saturating_sub(2).min(30);
-        let delay = if self.failures < 2 { Duration::ZERO } else { first.saturating_mul(1 << doublings).min(last) };
-        self.retry_at = now + delay;
-        self.failures
-    }
-
-    /// An instance did work: what failed before is over.
-    pub(super) fn worked(&mut self) {
-        self.failures = 0;
-        self.retry_at = Time::ZERO;
     }
 }
 

@@ -117,7 +117,7 @@ impl Engine {
 
     /// Kills the instances of a code that serves no more, except those at work or held: they are killed when they end.
     fn retire(&mut self, code: &Code, key: FunctionKey, actions: &mut Vec<Action>) {
-        self.timers.remove(&(code.retry_at, Timer::Restart(key, code.id)));
+        self.timers.remove(&(code.restarts.retry_at(), Timer::Restart(key, code.id)));
         let free = |instance: &Instance| match instance.state {
             State::Starting { .. } | State::Idle | State::Finishing => instance.code == code.id,
             State::Held { .. } | State::Busy { .. } | State::Dying => false,
@@ -280,8 +280,8 @@ impl Engine {
         let Some(function) = self.functions.get_mut(&key) else { return };
         let codes = [function.incoming.as_mut().map(|incoming| &mut incoming.code), function.serving.as_mut()];
         for code in codes.into_iter().flatten() {
-            if now < code.retry_at {
-                self.timers.insert((code.retry_at, Timer::Restart(key, code.id)));
+            if now < code.restarts.retry_at() {
+                self.timers.insert((code.restarts.retry_at(), Timer::Restart(key, code.id)));
                 continue;
             }
             for (index, bay) in code.bays.iter_mut().enumerate() {
@@ -422,7 +422,7 @@ impl Engine {
             bay.short = bay.short.or(Some(Missing::Unstarted));
         }
         let Some(code) = self.code_of(id) else { return };
-        let failures = code.failed(now, first, last);
+        let failures = code.restarts.failed(now, first, last);
         let (version, code) = (code.version, code.id);
         let warming = self.functions[&key].incoming.as_ref().is_some_and(|incoming| incoming.code.id == code);
         if !warming || failures < limit {

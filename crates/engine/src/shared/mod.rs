@@ -1,0 +1,383 @@
+//! The best-effort lane: functions without a guarantee, and the excess of those with one.
+//!
+//! It is work-conserving and fair: whatever memory and concurrency it is given is used by whoever has work, and who was
+//! served least run time goes first, between tenants first and between a tenant's functions then. Instances are started on
+//! demand, kept idle for a while, and evicted, the least recently used first, when another function's turn needs their
+//! memory. A function whose turn it is keeps its turn until it has what it needs; nobody behind it can starve it.
+//!
+//! What it keeps at all times: the limits of [`Options`], one invocation per instance, one answer per invocation.
+
+mod instances;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dispatch::{Charge, Error, FairQueue, Limits};
+use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId, Time, Version};
+
+use crate::port::{Action, Allowance, Deployment, Event, Refusal};
+use crate::restarts::Restarts;
+
+/// The limits of the lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// MiB that its instances may have together; those being killed count until they are gone.
+    pub memory_mib: u64,
+    /// Instances that may exist.
+    pub instances: u32,
+    /// Instances that one function may have.
+    pub function_instances: u32,
+    /// Invocations that may run at once.
+    pub concurrency: u32,
+    /// Invocations that may wait.
+    pub queue: Limits,
+    /// How long an idle instance is kept.
+    pub idle_keep: Duration,
+    /// An instance that is not ready after this time is killed; its start has failed.
+    pub start_limit: Duration,
+    /// Starts that may fail in a row before the waiting invocations of a function are refused.
+    pub start_failures: u32,
+    /// The pause before the third start in a row of which two have failed; it doubles from there.
+    pub restart_first: Duration,
+    /// The longest pause between starts.
+    pub restart_last: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            memory_mib: 2_048,
+            instances: 1_000,
+            function_instances: 100,
+            concurrency: 256,
+            queue: Limits { per_tenant: 1_000, total: 10_000 },
+            idle_keep: Duration::from_secs(300),
+            start_limit: Duration::from_secs(30),
+            start_failures: 3,
+            restart_first: Duration::from_millis(100),
+            restart_last: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What the lane holds at an instant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    pub waiting: u32,
+    pub running: u32,
+    pub instances: u32,
+    pub memory_mib: u64,
+}
+
+/// The state machine of the best-effort lane.
+#[derive(Debug)]
+pub struct Engine {
+    options: Options,
+    now: Time,
+    draining: bool,
+    functions: BTreeMap<FunctionKey, Function>,
+    instances: BTreeMap<InstanceId, Instance>,
+    running: BTreeMap<InvocationId, Running>,
+    queue: FairQueue<Option<Time>>,
+    /// Functions with a new version of which no instance is started yet.
+    installing: BTreeSet<FunctionKey>,
+    /// Whose invocation waits.
+    waiting: BTreeMap<InvocationId, FunctionKey>,
+    /// Idle instances, least recently used first.
+    idle: BTreeSet<(Time, InstanceId)>,
+    used: Room,
+    /// The part of `used` that is being killed.
+    dying: Room,
+    timers: BTreeSet<(Time, Timer)>,
+    idle_armed: Option<Time>,
+    numbers: u64,
+}
+
+/// Memory and places.
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    mib: u64,
+    instances: u32,
+}
+
+#[derive(Debug)]
+struct Function {
+    deployment: Deployment,
+    /// The number of the code that serves, and of instances made from it.
+    code: u64,
+    incoming: Option<Incoming>,
+    restarts: Restarts,
+    idle: BTreeSet<(Time, InstanceId)>,
+    starting: u32,
+    total: u32,
+    /// What a run is charged with until its time is known.
+    estimate: Duration,
+}
+
+/// A version of which one instance is made before the one that serves is broken.
+#[derive(Debug)]
+struct Incoming {
+    deployment: Deployment,
+    code: u64,
+    started: Option<InstanceId>,
+    restarts: Restarts,
+}
+
+#[derive(Debug)]
+struct Instance {
+    function: FunctionKey,
+    code: u64,
+    mib: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Starting { since: Time },
+    Idle { since: Time },
+    Busy { invocation: InvocationId },
+    Finishing,
+    Dying,
+}
+
+#[derive(Debug)]
+struct Running {
+    function: FunctionKey,
+    instance: InstanceId,
+    delivered: Time,
+    until: Time,
+    charge: Charge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Stop(InvocationId),
+    Starting(InstanceId),
+    Restart(FunctionKey),
+    Idle,
+}
+
+impl Engine {
+    #[must_use]
+    pub const fn new(options: Options) -> Self {
+        let queue = FairQueue::new(options.queue);
+        Self {
+            options,
+            now: Time::ZERO,
+            draining: false,
+            functions: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            running: BTreeMap::new(),
+            queue,
+            installing: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            used: Room { mib: 0, instances: 0 },
+            dying: Room { mib: 0, instances: 0 },
+            timers: BTreeSet::new(),
+            idle_armed: None,
+            numbers: 0,
+        }
+    }
+
+    /// Takes in what happened at `now` and appends what is to be done. What was due before is done first.
+    ///
+    /// # Panics
+    /// On an invocation that arrives twice.
+    pub fn handle(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
+        self.wake(now, actions);
+        match event {
+            Event::Install(deployment) => self.install(*deployment, actions),
+            Event::Remove { function } => self.remove(function, actions),
+            Event::Arrived { id, function, deadline } => self.arrived(id, function, deadline, actions),
+            Event::Supplied { id, .. } => actions.push(Action::Refuse { id, refusal: Refusal::NoLease }),
+            Event::PreInvoke { lease, .. } => actions.push(Action::LeaseRefused { lease, refusal: Refusal::NoLease }),
+            Event::Abandoned { id } => self.abandoned(id, actions),
+            Event::Ready { instance } => self.ready(instance, actions),
+            Event::Gone { instance } => self.gone(instance, actions),
+            Event::Ended { id, .. } => self.ended(id, actions),
+            Event::Overran { id, .. } => self.stop(id, End::Overran, actions),
+            Event::Drain => self.drain(actions),
+            // They concern promises.
+            Event::Revise { .. } | Event::Started { .. } | Event::ProbeGap { .. } => {}
+        }
+        self.schedule(actions);
+    }
+
+    /// The instant at which [`Engine::wake`] has something to do.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Does what is due at `now`.
+    pub fn wake(&mut self, now: Time, actions: &mut Vec<Action>) {
+        self.now = self.now.max(now);
+        while let Some((at, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= self.now) {
+            self.timers.remove(&(at, timer));
+            match timer {
+                Timer::Stop(id) => self.stop(id, End::Overran, actions),
+                Timer::Starting(instance) => self.start_overdue(instance, actions),
+                Timer::Restart(function) => self.refresh(function),
+                Timer::Idle => self.drop_idle(actions),
+            }
+            self.schedule(actions);
+        }
+    }
+
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        Load { waiting: self.queue.len(), running, instances: self.used.instances, memory_mib: self.used.mib }
+    }
+
+    /// Nothing runs or waits.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.running.is_empty() && self.queue.is_empty()
+    }
+
+    fn arrived(&mut self, id: InvocationId, key: FunctionKey, deadline: Option<Time>, actions: &mut Vec<Action>) {
+        assert!(!self.waiting.contains_key(&id) && !self.running.contains_key(&id), "invariant: invocation {id} arrives once");
+        if let Err(refusal) = self.admit(id, key, deadline) {
+            actions.push(Action::Refuse { id, refusal });
+        }
+    }
+
+    fn admit(&mut self, id: InvocationId, key: FunctionKey, deadline: Option<Time>) -> Result<(), Refusal> {
+        if self.draining {
+            return Err(Refusal::Draining);
+        }
+        let function = self.functions.get(&key).ok_or(Refusal::NoFunction)?;
+        let failing = self.options.start_failures <= function.restarts.in_a_row() && self.now < function.restarts.retry_at();
+        if failing && function.total == 0 {
+            return Err(Refusal::Unstartable);
+        }
+        let pushed = self.queue.push(&function.deployment.tenant, key, id, deadline);
+        pushed.map_err(|error| match error {
+            Error::TenantFull { limit, .. } | Error::Full { limit } => Refusal::Busy { limit },
+        })?;
+        self.waiting.insert(id, key);
+        self.refresh(key);
+        Ok(())
+    }
+
+    /// Runs what can run, in the order of the turns.
+    fn schedule(&mut self, actions: &mut Vec<Action>) {
+        self.start_incoming(actions);
+        while u32::try_from(self.running.len()).is_ok_and(|running| running < self.options.concurrency) {
+            let Some(key) = self.queue.first() else { return };
+            let idle = self.functions.get(&key).and_then(|function| function.idle.last().copied());
+            match idle {
+                Some((_, instance)) => self.serve(key, instance, actions),
+                // It is the turn of a function without an instance: nobody behind it takes the room it waits for.
+                None => match self.start(key, actions) {
+                    Some(_) => self.refresh(key),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Gives the oldest invocation of the function whose turn it is to an idle instance.
+    fn serve(&mut self, key: FunctionKey, instance: InstanceId, actions: &mut Vec<Action>) {
+        let function = &self.functions[&key];
+        let timeout = function.deployment.timeout;
+        let Some((id, deadline, charge)) = self.queue.pop(function.estimate) else { return };
+        self.waiting.remove(&id);
+        if let Some(deadline) = deadline.filter(|deadline| *deadline < self.now) {
+            self.queue.settle(&charge, Duration::ZERO);
+            actions.push(Action::Refuse { id, refusal: Refusal::Expired { deadline } });
+            return self.refresh(key);
+        }
+        self.leave_idle(instance);
+        let known = self.instances.get_mut(&instance).expect("invariant: an idle instance is known");
+        known.state = State::Busy { invocation: id };
+        let until = self.now + timeout;
+        let allowance = Allowance { run_time: timeout, cpu: CpuShare::FULL, until };
+        self.timers.insert((until, Timer::Stop(id)));
+        self.running.insert(id, Running { function: key, instance, delivered: self.now, until, charge });
+        actions.push(Action::Deliver { id, instance, allowance, conforming: None });
+        self.refresh(key);
+    }
+
+    fn ended(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
+        let Some(instance) = self.leave_running(id) else { return };
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        known.state = State::Finishing;
+        let (key, code) = (known.function, known.code);
+        match self.functions.get_mut(&key).filter(|function| function.code == code) {
+            Some(function) => function.restarts.worked(),
+            None => self.kill(instance, actions), // its version was replaced, or its function removed
+        }
+    }
+
+    /// It is at its timeout: it is stopped with its instance, and its client told.
+    fn stop(&mut self, id: InvocationId, end: End, actions: &mut Vec<Action>) {
+        let Some(instance) = self.leave_running(id) else { return };
+        actions.push(Action::Fail { id, end });
+        self.kill(instance, actions);
+    }
+
+    fn abandoned(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
+        if let Some(key) = self.waiting.remove(&id) {
+            self.queue.remove(id);
+            actions.push(Action::Fail { id, end: End::Cancelled });
+            self.refresh(key);
+        } else {
+            self.stop(id, End::Cancelled, actions);
+        }
+    }
+
+    /// Takes a running invocation off its instance and corrects what it was charged with.
+    fn leave_running(&mut self, id: InvocationId) -> Option<InstanceId> {
+        let Running { function, instance, delivered, until, charge } = self.running.remove(&id)?;
+        self.timers.remove(&(until, Timer::Stop(id)));
+        let took = self.now.since(delivered);
+        self.queue.settle(&charge, took);
+        if let Some(function) = self.functions.get_mut(&function) {
+            function.estimate = (function.estimate * 7 + took) / 8;
+        }
+        Some(instance)
+    }
+
+    fn drain(&mut self, actions: &mut Vec<Action>) {
+        self.draining = true;
+        let keys: Vec<FunctionKey> = self.functions.keys().copied().collect();
+        for key in keys {
+            self.refuse_waiting(key, Refusal::Draining, actions);
+        }
+    }
+
+    /// Refuses all that wait for a function.
+    fn refuse_waiting(&mut self, key: FunctionKey, refusal: Refusal, actions: &mut Vec<Action>) {
+        let Some(function) = self.functions.get(&key) else { return };
+        let tenant = function.deployment.tenant.clone();
+        while let Some((id, _)) = self.queue.take_from(&tenant, key) {
+            self.waiting.remove(&id);
+            actions.push(Action::Refuse { id, refusal });
+        }
+    }
+
+    /// Lets a function take part in the turns iff something can be done for it when its turn comes.
+    fn refresh(&mut self, key: FunctionKey) {
+        let Some(function) = self.functions.get(&key) else { return };
+        let tenant = &function.deployment.tenant;
+        let waiting = self.queue.waiting(tenant, key);
+        let short = usize::try_from(function.starting).is_ok_and(|starting| starting < waiting);
+        let may_start = function.total < self.options.function_instances && function.restarts.retry_at() <= self.now;
+        if !function.idle.is_empty() || (short && may_start) {
+            self.queue.want(tenant, key);
+        } else {
+            self.queue.pass_over(tenant, key);
+        }
+    }
+
+    /// The version that serves.
+    #[must_use]
+    pub fn version(&self, key: FunctionKey) -> Option<Version> {
+        self.functions.get(&key).map(|function| function.deployment.version)
+    }
+}
