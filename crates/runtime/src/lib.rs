@@ -2,8 +2,9 @@
 
 pub mod api;
 pub mod bootstrap;
-pub mod forward;
 pub mod cgroup;
+pub mod forward;
+pub mod host;
 pub mod http1;
 pub mod launcher;
 pub mod sandbox;

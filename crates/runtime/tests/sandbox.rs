@@ -3,14 +3,14 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail like tests")]
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use model::Memory;
 use takt_runtime::launcher::{self, Client, Error, Exit, Launch, Network, Options, Placement, Started};
 use takt_runtime::sandbox::{self, Language, Step};
-use takt_runtime::sys::process::Death;
+use takt_runtime::sys::process::{Death, Pidfd};
 use takt_runtime::sys::sched::{self, Class};
 use tokio::task::JoinSet;
 
@@ -32,7 +32,7 @@ struct Outcome {
 
 fn options(name: &str) -> Options {
     Options {
-        program: PathBuf::from(env!("CARGO_BIN_EXE_takt-launcher")),
+        program: std::env::var_os("TAKT_TEST_LAUNCHER").unwrap_or_else(|| env!("CARGO_BIN_EXE_takt-launcher").into()).into(),
         arguments: Vec::new(),
         groups: format!("takt-test-{name}-{}", std::process::id()),
         first_user: Options::FIRST_USER_DEFAULT,
@@ -139,10 +139,9 @@ async fn it_starts_in_its_code_as_a_user_of_its_own_without_rights() {
 async fn it_sees_no_process_but_its_own() {
     let Some(bench) = Bench::new("procs") else { return };
     let other = bench.client.start(&bench.sh("exec sleep 60")).await.unwrap();
-    let outcome =
-        bench.run(&bench.sh("ls -d /proc/[0-9]* | wc -l; cat /proc/1/environ; kill -9 1; kill -9 2; echo unreached")).await;
-    // Its own: init, the shell, ls and wc. The shell may end itself; init is out of its reach.
-    assert_eq!(outcome.out.lines().next().unwrap().trim(), "4", "{outcome:?}");
+    let outcome = bench.run(&bench.sh("echo /proc/[0-9]*; cat /proc/1/environ; kill -9 1; kill -9 2; echo unreached")).await;
+    // Init and the shell. The shell may end itself; init is out of its reach.
+    assert_eq!(outcome.out.trim(), "/proc/1 /proc/2", "{outcome:?}");
     assert!(outcome.err.contains("/proc/1/environ: Permission denied"), "{outcome:?}");
     assert_eq!(outcome.exit.death, Death::Signalled { signal: 9 }, "{outcome:?}");
     drop(other);
@@ -424,4 +423,162 @@ async fn many_start_at_once() {
     programs.sort();
     programs.dedup();
     assert_eq!(programs.len(), 20);
+}
+
+/// Set to the part this test program plays when it is started again.
+const ROLE: &str = "TAKT_TEST_ROLE";
+
+/// Starts this program again as one of its tests, in a role.
+fn again(role: &str) -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", role, "--nocapture", "--test-threads=1"]).env(ROLE, role);
+    command
+}
+
+fn in_role(role: &str) -> bool {
+    std::env::var_os(ROLE).is_some_and(|value| value == role)
+}
+
+/// Waits until a process is dead.
+async fn died(process: i32) {
+    let pidfd = Pidfd::open(rustix::process::Pid::from_raw(process).unwrap());
+    let Ok(pidfd) = pidfd else { return };
+    let watched = takt_runtime::sys::watch(pidfd).unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(20), watched.readable()).await.unwrap().unwrap().retain_ready();
+}
+
+/// Not a claim: the daemon that the next test kills.
+#[tokio::test]
+async fn role_daemon() {
+    if !in_role("role_daemon") {
+        return;
+    }
+    let bench = Bench::new("daemon").unwrap();
+    let script = "trap '' TERM HUP; (trap '' TERM HUP; sleep 1000) & sleep 1000";
+    let started = [bench.client.start(&bench.sh(script)).await.unwrap(), bench.client.start(&bench.sh(script)).await.unwrap()];
+    println!("\nprograms {} {}", started[0].program.as_raw_nonzero(), started[1].program.as_raw_nonzero());
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn when_the_daemon_dies_every_instance_dies() {
+    if Bench::new("death").is_none() {
+        return;
+    }
+    let mut daemon = again("role_daemon").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(daemon.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let line = lines.find_map(|line| line.strip_prefix("programs ").map(str::to_owned)).unwrap();
+    let programs: Vec<i32> = line.split(' ').map(|pid| pid.parse().unwrap()).collect();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    for program in programs {
+        died(program).await;
+    }
+}
+
+#[tokio::test]
+async fn when_the_launcher_dies_every_instance_dies() {
+    if Bench::new("orphaned").is_none() {
+        return;
+    }
+    let (client, service, _) = launcher::spawn(&options("killed")).unwrap();
+    let launcher = Pidfd::open(service.process()).unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(service.run());
+    let bench = Bench::new("lender").unwrap();
+    let launch = bench.sh("trap '' TERM; sleep 60");
+    let started = client.start(&launch).await.unwrap();
+    launcher.kill().unwrap();
+    started.exit.await.unwrap_err();
+    died(started.program.as_raw_nonzero().get()).await;
+    assert!(matches!(client.start(&launch).await, Err(Error::Gone)));
+    // What it left behind is removed by the next launcher of that name.
+    let (_, service, _) = launcher::spawn(&options("killed")).unwrap();
+    drop(service);
+}
+
+/// Not a claim: what the next test runs as a user without rights.
+#[tokio::test]
+async fn role_unprivileged() {
+    if !in_role("role_unprivileged") {
+        return;
+    }
+    let (client, service, standing) = launcher::spawn(&options("unprivileged")).unwrap();
+    assert_eq!(standing.users, launcher::Users::Shared);
+    let no_groups = standing.no_groups.unwrap();
+    assert!(no_groups.contains("no control-group hierarchy with memory"), "{no_groups}");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(service.run());
+    let package = tempfile::tempdir().unwrap();
+    let sh = |script: &str| Launch {
+        argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        env: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
+        code: package.path().to_owned(),
+        bootstrap: None,
+        extra: Vec::new(),
+        memory: Memory::from_mib(64).unwrap(),
+        pids: 16,
+        tmp_bytes: 1 << 20,
+        placement: Placement::BestEffort,
+        quota: None,
+        network: Network::Loopback,
+    };
+    let run = async |script: &str| finish(client.start(&sh(script)).await.unwrap()).await;
+    let rights = "id -u; grep -E '^(Cap(Prm|Bnd)|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t\\n'";
+    let expected = "993\nCapPrm:0000000000000000CapBnd:0000000000000000NoNewPrivs:1Seccomp:2";
+    succeeded(&run(rights).await, expected);
+    let fenced = "for d in / /var/task /usr /etc /proc; do (echo x > $d/x) 2>/dev/null && echo wrote $d; done; echo /proc/[0-9]*";
+    succeeded(&run(fenced).await, "/proc/1 /proc/2");
+    let memory = run("dd if=/dev/zero of=/dev/null bs=200M count=1 2>&1 | grep -o 'memory exhausted'").await;
+    succeeded(&memory, "memory exhausted by input buffer of size 209715200 bytes (200 MiB)".split(" by").next().unwrap());
+    let forks = run("i=0; while [ $i -lt 40 ]; do sleep 60 & i=$((i+1)); done; echo unreached").await;
+    assert!(forks.err.contains("fork") && !forks.out.contains("unreached"), "{forks:?}");
+    let started = client.start(&sh("trap '' TERM; sleep 60")).await.unwrap();
+    started.handle.kill().unwrap();
+    assert_eq!(finish(started).await.exit.death, Death::Signalled { signal: 9 });
+    println!("\nunprivileged works");
+}
+
+#[tokio::test]
+async fn without_root_user_namespaces_protect() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: not root, so the test runs by itself only");
+    }
+    let place = tempfile::tempdir().unwrap();
+    readable(place.path());
+    let copy = |from: &Path| {
+        let to = place.path().join(from.file_name().unwrap());
+        std::fs::copy(from, &to).unwrap();
+        to
+    };
+    let program = copy(&std::env::current_exe().unwrap());
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(program)
+        .args(["--exact", "role_unprivileged", "--nocapture"])
+        .env(ROLE, "role_unprivileged")
+        .env("TAKT_TEST_LAUNCHER", copy(Path::new(env!("CARGO_BIN_EXE_takt-launcher"))))
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if text.contains("UserNamespace") || text.contains("step Clone") {
+        return println!("skipped: {text}");
+    }
+    assert!(text.contains("unprivileged works"), "{text}");
+}
+
+#[tokio::test]
+async fn a_quota_bounds_cpu() {
+    use std::time::Duration;
+    let Some(bench) = Bench::new("quota") else { return };
+    let script = "
+import time
+cpu, wall = time.process_time(), time.monotonic()
+while time.monotonic() < wall + 0.5: pass
+print('bounded' if time.process_time() - cpu < 0.2 else 'free')
+";
+    let mut launch = bench.python(script);
+    launch.quota = Some(launcher::Quota { runtime: Duration::from_millis(2), period: Duration::from_millis(10) });
+    succeeded(&bench.run(&launch).await, "bounded");
 }

@@ -223,6 +223,12 @@ impl Client {
 }
 
 impl Service {
+    /// The launcher's process.
+    #[must_use]
+    pub fn process(&self) -> Pid {
+        Pid::from_child(&self.launcher)
+    }
+
     /// Hands out answers until the launcher is gone; every start in progress and every instance is then gone too.
     pub async fn run(self) -> io::Error {
         let error = loop {

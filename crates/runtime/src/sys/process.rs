@@ -234,6 +234,15 @@ pub fn seal_mount(mount: BorrowedFd<'_>, devices: Devices) -> io::Result<()> {
     }
 }
 
+/// The version of Landlock this kernel has; zero or less where it has none.
+#[must_use]
+pub fn landlock_abi() -> i32 {
+    const VERSION: u32 = 1; // LANDLOCK_CREATE_RULESET_VERSION
+    // SAFETY: with this flag the call reads no memory: the attribute pointer is null and its size zero.
+    let result = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION) };
+    i32::try_from(result).unwrap_or(0)
+}
+
 /// Whether device files on a mount work as devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Devices {

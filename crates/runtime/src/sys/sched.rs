@@ -154,14 +154,23 @@ pub fn probe_fifo(priority: u8) -> RealTime {
     };
     RealTime::Refused {
         error,
-        capability: if holds(rustix::thread::CapabilitySet::SYS_NICE) { Held::Yes } else { Held::No },
+        capability: holds(rustix::thread::CapabilitySet::SYS_NICE),
         rlimit_priority: rustix::process::getrlimit(Resource::Rtprio).maximum.unwrap_or(u64::MAX),
         group_runtime_us: group_runtime_us(),
     }
 }
 
-fn holds(capability: rustix::thread::CapabilitySet) -> bool {
-    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+/// Whether memory may be locked without a limit.
+#[must_use]
+pub fn holds_memory_lock() -> Held {
+    holds(rustix::thread::CapabilitySet::IPC_LOCK)
+}
+
+fn holds(capability: rustix::thread::CapabilitySet) -> Held {
+    match rustix::thread::capabilities(None) {
+        Ok(sets) if sets.effective.contains(capability) => Held::Yes,
+        Ok(_) | Err(_) => Held::No,
+    }
 }
 
 /// `cpu.rt_runtime_us` of the group this process is in, with `CONFIG_RT_GROUP_SCHED` and a v1 cpu hierarchy.
