@@ -7,5 +7,6 @@ pub mod forward;
 pub mod host;
 pub mod http1;
 pub mod launcher;
+pub mod package;
 pub mod sandbox;
 pub mod sys;

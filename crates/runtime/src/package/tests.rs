@@ -1,0 +1,300 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+/// An entry as hostile as it likes: name, mode with type bits, content.
+type Raw<'r> = (&'r [u8], u32, &'r [u8]);
+
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & 0_u32.wrapping_sub(crc & 1)))
+    })
+}
+
+/// A zip of stored entries, without any check.
+fn raw_zip(entries: &[Raw<'_>]) -> Vec<u8> {
+    let (mut zip, mut directory) = (Vec::new(), Vec::new());
+    for (name, mode, content) in entries {
+        let start = u32::try_from(zip.len()).unwrap();
+        let size = u32::try_from(content.len()).unwrap().to_le_bytes();
+        let mut common = vec![20, 0, 0, 8, 0, 0, 0, 0, 0x21, 0];
+        common.extend(crc(content).to_le_bytes());
+        common.extend([size, size].concat());
+        common.extend(u16::try_from(name.len()).unwrap().to_le_bytes());
+        common.extend([0, 0]);
+        zip.extend([b"PK\x03\x04", common.as_slice(), *name, *content].concat());
+        let mode = (mode << 16).to_le_bytes();
+        let rest = [[0; 6].as_slice(), &mode, &start.to_le_bytes(), name].concat();
+        directory.extend([b"PK\x01\x02\x14\x03", common.as_slice(), &rest].concat());
+    }
+    let count = u16::try_from(entries.len()).unwrap().to_le_bytes();
+    let (size, start) = (u32::try_from(directory.len()).unwrap(), u32::try_from(zip.len()).unwrap());
+    zip.extend(directory);
+    zip.extend(
+        [b"PK\x05\x06\0\0\0\0", [count, count].concat().as_slice(), &size.to_le_bytes(), &start.to_le_bytes(), &[0, 0]].concat(),
+    );
+    zip
+}
+
+const FILE: u32 = 0o100_644;
+const PROGRAM: u32 = 0o100_755;
+const LINK: u32 = 0o120_777;
+
+fn store() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("code")).unwrap();
+    (dir, store)
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// Adds a package that is refused; nothing of it may stay behind.
+fn refused(entries: &[Raw<'_>]) -> Error {
+    let (dir, store) = store();
+    let error = store.add(&raw_zip(entries)).unwrap_err();
+    assert_eq!(fs::read_dir(dir.path().join("code")).unwrap().count(), 0, "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{error}");
+    error
+}
+
+#[test]
+fn a_package_is_unpacked_once_under_its_digest_with_modes_made_plain() {
+    let (_dir, store) = store();
+    let zip = raw_zip(&[
+        (b"deep/er/main.py", 0o100_600, b"code"),
+        (b"./bootstrap", 0o106_711, b"#!"),
+        (b"deep/", 0o040_700, b""),
+        (b"link", LINK, b"deep/er/../er/main.py"),
+        (b"dangling", LINK, b"no/where"),
+        (b"no-mode", 0, b""),
+    ]);
+    let package = store.add(&zip).unwrap();
+    assert_eq!(package.path.file_name().unwrap().to_str().unwrap(), Digest::of(&zip).to_string());
+    assert_eq!(fs::read(package.path.join("link")).unwrap(), b"code");
+    for (path, expected) in
+        [("", 0o755), ("deep", 0o755), ("deep/er", 0o755), ("deep/er/main.py", 0o644), ("bootstrap", 0o755), ("no-mode", 0o644)]
+    {
+        assert_eq!(mode(&package.path.join(path)), expected, "{path}");
+    }
+    fs::write(package.path.join("mark"), "").unwrap();
+    assert_eq!(store.add(&zip).unwrap(), package);
+    assert!(package.path.join("mark").exists(), "not unpacked again");
+    store.remove(package.digest).unwrap();
+    store.remove(package.digest).unwrap();
+    assert!(!package.path.exists());
+}
+
+#[test]
+fn a_digest_is_what_aws_shows() {
+    let digest = Digest::of(b"");
+    assert_eq!(digest.base64(), "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
+    assert_eq!(Digest::from_base64(&digest.base64()), Some(digest));
+    assert_eq!(Digest::from_base64("47DEQpj8"), None);
+}
+
+#[test]
+fn names_that_lead_anywhere_else_are_refused() {
+    for name in ["../x", "a/../../x", "/x", "a\\..\\x", "a/..", "..", "a\0b"] {
+        let error = refused(&[(name.as_bytes(), FILE, b"x")]);
+        assert!(matches!(error, Error::Entry { .. }), "{name}: {error}");
+    }
+    let (long, deep) = ("x".repeat(256), "x/".repeat(600));
+    for name in [long.as_bytes(), deep.as_bytes(), b"\xff"] {
+        assert!(matches!(refused(&[(name, FILE, b"x")]), Error::Entry { .. }));
+    }
+}
+
+#[test]
+fn a_path_is_one_thing_once() {
+    for pair in [["a", "a"], ["a", "./a"], ["a/b", "a"], ["a", "a/b"], ["a/", "a/"], ["a/b", "a//b"]] {
+        let error = refused(&[(pair[0].as_bytes(), FILE, b"1"), (pair[1].as_bytes(), FILE, b"2")]);
+        assert!(matches!(error, Error::Duplicate { .. }), "{pair:?}: {error}");
+    }
+    assert!(matches!(refused(&[(b"l", LINK, b"d"), (b"l/x", FILE, b"")]), Error::Duplicate { .. }));
+}
+
+#[test]
+fn links_that_lead_out_in_any_number_of_steps_are_refused() {
+    for links in [
+        &[("l", "/etc/passwd")][..],
+        &[("l", "..")],
+        &[("a/l", "../../x")],
+        &[("d", "."), ("e", "d/..")],
+        &[("a/d", "."), ("e", "a/d/../..")],
+        &[("x", "y"), ("y", "x")],
+        &[("x", "x/x")],
+    ] {
+        let entries: Vec<Raw<'_>> = links.iter().map(|(name, target)| (name.as_bytes(), LINK, target.as_bytes())).collect();
+        let error = refused(&entries);
+        assert!(matches!(error, Error::Escapes { .. }), "{links:?}: {error}");
+    }
+    assert!(matches!(refused(&[(b"l", LINK, b"")]), Error::Entry { .. }));
+}
+
+#[test]
+fn only_files_directories_and_links_are_unpacked() {
+    for kind in [0o020_666, 0o060_666, 0o010_666, 0o140_666] {
+        assert!(matches!(refused(&[(b"x", kind, b"")]), Error::Entry { .. }), "{kind:o}");
+    }
+}
+
+#[test]
+fn what_is_no_zip_or_empty_or_too_large_is_refused() {
+    let (_dir, store) = store();
+    let whole = raw_zip(&[(b"a", FILE, b"x")]);
+    for bytes in [&b""[..], b"PK", b"not a zip", &whole[..whole.len() - 1], &[&whole[..], b"x"].concat()] {
+        assert!(matches!(store.add(bytes), Err(Error::NotAZip { .. })), "{bytes:?}");
+    }
+    assert!(matches!(store.add(&raw_zip(&[])), Err(Error::Empty)));
+    assert!(matches!(store.add(&vec![0; MAX_ZIP_BYTES + 1]), Err(Error::TooLarge { .. })));
+    let mut less = whole.clone();
+    let entries = whole.len() - 22 + 8;
+    less[entries] = 2;
+    less[entries + 2] = 2;
+    assert!(matches!(store.add(&less), Err(Error::NotAZip { .. })));
+    let mut damaged = whole;
+    damaged[31] = b'y';
+    assert!(matches!(store.add(&damaged), Err(Error::Damaged { .. })));
+}
+
+#[test]
+fn a_bomb_is_cut_off_whatever_it_says_about_its_size() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("zeros"), vec![0; 1 << 20]).unwrap();
+    let honest = pack(folder.path()).unwrap();
+    let into = folder.path().join("into");
+    assert!(matches!(entries::unpack(&honest, &into, 1000), Err(Error::UnpacksTooLarge)));
+    assert!(!into.exists(), "refused before anything was written");
+    let size = (1_u32 << 20).to_le_bytes();
+    let mut lying = honest;
+    for at in 0..lying.len() - 4 {
+        if lying[at..at + 4] == size {
+            lying[at..at + 4].copy_from_slice(&10_u32.to_le_bytes());
+        }
+    }
+    entries::unpack(&lying, &into, 100_000).unwrap_err();
+    assert!(fs::metadata(into.join("zeros")).unwrap().len() <= 100_000);
+}
+
+#[test]
+fn a_store_that_is_opened_again_forgets_what_was_half_unpacked() {
+    let (dir, store) = store();
+    let package = store.add(&raw_zip(&[(b"a", FILE, b"x")])).unwrap();
+    let half = dir.path().join("code/.new-half");
+    fs::create_dir(&half).unwrap();
+    fs::write(half.join("x"), "").unwrap();
+    drop(store);
+    Store::open(&dir.path().join("code")).unwrap();
+    assert!(!half.exists() && package.path.exists());
+}
+
+#[test]
+fn a_provided_function_has_an_executable_bootstrap_at_its_top() {
+    for (name, mode, found) in [
+        (&b"bootstrap"[..], PROGRAM, None),
+        (b"bootstrap", FILE, Some("it is not executable")),
+        (b"bootstrap/x", PROGRAM, Some("it is no file")),
+        (b"bin/bootstrap", PROGRAM, Some("it is not there")),
+    ] {
+        let (_dir, store) = store();
+        let package = store.add(&raw_zip(&[(name, mode, b"#!")])).unwrap();
+        let said = check_provided(&package.path).err().map(|error| match error {
+            Error::NoProgram { found } => found,
+            other => panic!("{other}"),
+        });
+        assert_eq!(said, found);
+    }
+}
+
+#[test]
+fn a_folder_packs_into_the_same_bytes_and_unpacks_into_the_same_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| folder.path().join(path);
+    for dir in ["lib", "lib/__pycache__", ".git", "node_modules", "empty"] {
+        fs::create_dir(at(dir)).unwrap();
+    }
+    for file in ["main.py", "lib/x.py", "lib/__pycache__/x.pyc", ".git/HEAD", "node_modules/y.js", "bootstrap"] {
+        fs::write(at(file), file).unwrap();
+    }
+    fs::set_permissions(at("bootstrap"), Permissions::from_mode(0o700)).unwrap();
+    symlink("lib/x.py", at("link")).unwrap();
+    let zip = pack(folder.path()).unwrap();
+    assert_eq!(zip, pack(folder.path()).unwrap());
+
+    let (_dir, store) = store();
+    let code = store.add(&zip).unwrap().path;
+    for file in ["main.py", "lib/x.py", "node_modules/y.js", "bootstrap"] {
+        assert_eq!(fs::read_to_string(code.join(file)).unwrap(), file);
+    }
+    assert_eq!(fs::read_link(code.join("link")).unwrap(), Path::new("lib/x.py"));
+    assert_eq!((mode(&code.join("bootstrap")), mode(&code.join("main.py"))), (0o755, 0o644));
+    assert!(code.join("empty").is_dir());
+    assert!(!code.join("lib/__pycache__").exists() && !code.join(".git").exists());
+    fs::remove_dir_all(folder.path().join("lib")).unwrap();
+    assert!(matches!(pack(&folder.path().join("empty")), Err(Error::Empty)));
+}
+
+fn a_target() -> impl Strategy<Value = String> {
+    prop::collection::vec(prop::sample::select(vec!["a", "b", "c", "..", ".", "d"]), 1..6).prop_map(|names| names.join("/"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn links_that_pass_never_lead_out_on_a_real_file_system(
+        targets in prop::collection::btree_map(prop::sample::select(vec!["a", "b", "c", "d/a", "d/b", "d/e/c"]), a_target(), 1..6),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap().join("top");
+        fs::create_dir_all(top.join("d/e")).unwrap();
+        let links: BTreeMap<String, String> = targets.into_iter().map(|(path, target)| (path.to_owned(), target)).collect();
+        for (path, target) in &links {
+            symlink(target, top.join(path)).unwrap();
+        }
+        for path in links.keys() {
+            if links::stays_inside(path, &links)
+                && let Ok(real) = top.join(path).canonicalize()
+            {
+                prop_assert!(real.starts_with(&top), "{path} leads to {}", real.display());
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_or_write_elsewhere(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+        cut in any::<prop::sample::Index>(),
+        whole in any::<bool>(),
+    ) {
+        let mut zip = raw_zip(&[(b"a/b", PROGRAM, b"content"), (b"l", LINK, b"a/b"), (b"../", FILE, b""), (b"c", FILE, b"")]);
+        let mut plain = raw_zip(&[(b"a/b", PROGRAM, b"content"), (b"l", LINK, b"a/b"), (b"c", FILE, b"")]);
+        for bytes in [&mut zip, &mut plain] {
+            for (at, value) in &flips {
+                let at = at.index(bytes.len());
+                bytes[at] = *value;
+            }
+            if !whole {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            let (dir, store) = store();
+            let _ = store.add(bytes);
+            prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn no_soup_makes_the_directory_reader_panic(
+        soup in prop::collection::vec(any::<u8>(), 0..200),
+        tail in prop::collection::vec(any::<u8>(), 16..19),
+    ) {
+        let _ = directory::find(&soup);
+        let _ = directory::find(&[soup.as_slice(), b"PK\x05\x06", &tail].concat());
+    }
+}
