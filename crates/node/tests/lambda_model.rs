@@ -117,6 +117,22 @@ print(json.dumps({"operations": operations, "errors": errors, "configuration": c
     }
 
     #[test]
+    fn the_reference_lists_what_is_done() {
+        let reference = include_str!("../../../docs/reference/lambda-api.md");
+        let rows = reference.lines().filter_map(|line| line.strip_prefix("| `")).map(|row| row.split(" | ").collect::<Vec<_>>());
+        let mut listed = 0;
+        for row in rows {
+            let (method, template) = row[1].split_once(' ').unwrap();
+            let (path, query) = target(template);
+            let call = path::parse(&method.parse().unwrap(), &path, Some(&query)).unwrap();
+            assert_eq!(format!("{}`", call.operation()), row[0]);
+            assert_eq!(format!("{} |", call.success().as_u16()), row[2]);
+            listed += 1;
+        }
+        assert_eq!(listed, 15);
+    }
+
+    #[test]
     fn required_members_are_required() {
         let Some(model) = botocore(&[]) else {
             return;

@@ -13,7 +13,8 @@ use super::keys::{Keys, Secret};
 use super::origin::{self, Hosts};
 use super::sigv4::{self, Unproven, Verifier};
 
-/// What a path belongs to; each has its own rule.
+/// What a path belongs to; each has its own rule. The front serves a request by this class too, so that what is guarded and
+/// what is reached cannot differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathClass {
     /// AWS's own paths: a signature, or the bearer token.

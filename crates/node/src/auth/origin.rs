@@ -17,7 +17,9 @@ const SHOWN_BYTES: usize = 100;
 pub enum Error {
     #[error("a request needs exactly one `Host` header; this one has {count}")]
     HostCount { count: usize },
-    #[error("this node does not answer as `{host}`; use its listen address or localhost, or add the name to `--host`")]
+    #[error(
+        "this node does not answer as `{host}`; use its listen address or localhost, or make the name known to it when it is started"
+    )]
     Host { host: String },
     #[error("the request was made by a page of another site (`{header}: {value}`)")]
     CrossSite { header: &'static str, value: String },

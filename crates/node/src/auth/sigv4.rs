@@ -177,13 +177,6 @@ enum Form {
     Query { expires: Duration },
 }
 
-/// Whether a request carries an AWS signature at all, right or wrong.
-#[must_use]
-pub fn is_signed(parts: &Parts) -> bool {
-    header(&parts.headers, AUTHORIZATION.as_str()).is_some_and(|value| value.starts_with("AWS4-"))
-        || parts.uri.query().is_some_and(|query| query_pairs(query).any(|(name, _)| name == "X-Amz-Signature"))
-}
-
 impl Verifier {
     #[must_use]
     pub fn new(keys: &Keys) -> Self {

@@ -264,6 +264,21 @@ fn from_json(line: &str) -> (String, Parts, Vec<u8>) {
     (value["name"].as_str().unwrap().to_owned(), parts, STANDARD.decode(value["body"].as_str().unwrap()).unwrap())
 }
 
+/// Requests signed by `@aws-sdk/client-lambda` 3.1164.0, recorded at its request handler (user agents left out).
+const JS: &str = include_str!("js.jsonl");
+
+#[test]
+fn what_the_javascript_sdk_signed_is_accepted() {
+    for line in JS.lines() {
+        let (_, parts, body) = from_json(line);
+        let now = at(parts.headers["x-amz-date"].to_str().unwrap());
+        assert!(parts.headers[AUTHORIZATION].to_str().unwrap().contains("x-amz-content-sha256"), "{}", parts.uri);
+        assert_eq!(verify(&parts, &body, now), Ok(()), "{}", parts.uri);
+        assert_eq!(verify(&parts, b"another body", now), Err(Error::Mismatch), "{}", parts.uri);
+    }
+    assert_eq!(JS.lines().count(), 9);
+}
+
 #[test]
 fn what_the_installed_botocore_signs_is_accepted() {
     let run = Command::new("python3").args(["-c", BOTOCORE, "AKIDEXAMPLE", SECRET]).output();
