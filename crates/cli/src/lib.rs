@@ -13,6 +13,8 @@ pub mod admission;
 pub mod args;
 pub mod client;
 pub mod commands;
+#[expect(dead_code, reason = "its command follows")]
+mod demo;
 pub mod dev;
 pub mod exit;
 pub mod home;

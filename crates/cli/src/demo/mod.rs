@@ -1,0 +1,3 @@
+//! Demonstrations: complete workloads with their own functions, input and report.
+
+pub(crate) mod traffic;
