@@ -5,6 +5,7 @@ pub mod code;
 pub mod control;
 pub mod lambda;
 pub mod lanes;
+pub mod recorder;
 pub mod registry;
 pub mod store;
 pub mod url;
