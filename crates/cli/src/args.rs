@@ -291,7 +291,7 @@ pub struct GuaranteeArgs {
 pub enum GuaranteeVerb {
     /// What is promised, with the numbers admission found.
     Show(OneFunctionArgs),
-    /// Ask for a guarantee; keys that are not given keep what they are.
+    /// Ask for a guarantee with these terms; terms that are not given take their defaults.
     ///
     /// Exits with 3 when admission refuses; what was promised before stays.
     Set(Box<SetGuaranteeArgs>),

@@ -11,6 +11,5 @@ mod schedule;
 
 pub use beat::{Beat, Wall};
 pub use drive::{Drive, Outcome, Sample, Target};
-pub(crate) use report::duration;
 pub use report::{Report, csv};
 pub use schedule::{Arrivals, Schedule};

@@ -10,6 +10,7 @@ use std::io::{self, Cursor, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use model::Runtime;
@@ -43,9 +44,11 @@ impl Drop for Scratch {
 impl Scratch {
     /// A new folder that only its owner can read.
     fn new() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let parent = std::env::temp_dir();
-        for attempt in 0..1000_u32 {
-            let folder = parent.join(format!("takt-package-{}-{attempt}", std::process::id()));
+        for _ in 0..1000 {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let folder = parent.join(format!("takt-package-{}-{number}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&folder) {
                 Ok(()) => return Ok(Self(folder)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

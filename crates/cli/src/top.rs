@@ -1,6 +1,6 @@
 //! The live view of a node: `takt top`.
 //!
-//! It asks the node twice a second at most, computes rates from the difference of two answers, and draws. Drawing is a
+//! It asks the node once a second, computes rates from the difference of two answers, and draws. Drawing is a
 //! function of a [`Frame`], so that a pipe can have one frame as text and tests need no terminal.
 
 mod draw;
@@ -8,5 +8,5 @@ mod frame;
 mod screen;
 
 pub use draw::{draw, text};
-pub use frame::{Core, Frame, Function, Standing};
+pub use frame::{Frame, Function, Metrics, Queue};
 pub use screen::show;

@@ -22,9 +22,10 @@ pub fn run(args: &GuaranteeArgs, format: Format) -> Result<Exit> {
 
 fn print(args: &OneFunctionArgs, path: &str, format: Format) -> Result<Exit> {
     let value = Client::new(&args.node)?.call(Method::GET, &format!("/v1/functions/{}/{path}", args.name), None)?.success()?;
-    match format {
-        Format::Json => output::json(&value),
-        Format::Human => print!("{}", admission::given(&value)),
+    match (format, value["explanation"].as_array()) {
+        (Format::Json, _) => output::json(&value),
+        (Format::Human, Some(sentences)) => sentences.iter().for_each(|sentence| println!("{}", admission::plain(sentence))),
+        (Format::Human, None) => print!("{}", admission::given(&value)),
     }
     Ok(Exit::Ok)
 }

@@ -157,6 +157,5 @@ fn promised_deadline(client: &Client, args: &InvokeArgs) -> Result<Option<Durati
         return Ok(None);
     }
     let value = answer.json()?;
-    let deadline = value["terms"]["deadline"].as_str().or_else(|| value["deadline"].as_str());
-    deadline.map(model::parse_duration).transpose().context("the node states a deadline that is no duration")
+    value["deadline"].as_str().map(model::parse_duration).transpose().context("the node states a deadline that is no duration")
 }

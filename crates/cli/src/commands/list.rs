@@ -4,6 +4,7 @@ use anyhow::Result;
 use http::Method;
 use serde_json::Value;
 
+use crate::admission::plain;
 use crate::args::ListArgs;
 use crate::client::Client;
 use crate::exit::Exit;
@@ -24,12 +25,38 @@ fn text(value: &Value) -> String {
     if functions.is_empty() {
         return "No functions yet; `takt new NAME` makes one, `takt deploy NAME` brings it here.\n".to_owned();
     }
-    let cell = |value: &Value| {
-        value.as_str().map_or_else(|| if value.is_null() { "-".to_owned() } else { value.to_string() }, str::to_owned)
-    };
     let rows: Vec<Vec<String>> = functions
         .iter()
-        .map(|function| ["name", "version", "runtime", "standing"].map(|key| cell(&function[key])).to_vec())
+        .map(|function| {
+            let guarantee = &function["guarantee"];
+            let [name, version, runtime, standing] = ["name", "version", "runtime", "standing"].map(|key| plain(&function[key]));
+            let rate = guarantee["terms"]["rate"].as_str().or_else(|| guarantee["terms"]["rate_class"].as_str());
+            let rate = rate.unwrap_or("-").to_owned();
+            let [level, start, deadline] = ["level", "start_within", "deadline"].map(|key| plain(&guarantee[key]));
+            vec![name, version, runtime, standing, level, rate, start, deadline]
+        })
         .collect();
-    output::table(&["name", "version", "runtime", "standing"], &rows)
+    output::table(&["name", "version", "runtime", "standing", "level", "rate", "start", "deadline"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_is_promised() {
+        let functions = json!({ "functions": [
+            { "name": "detect", "version": 2, "runtime": "provided", "standing": "guaranteed",
+              "guarantee": { "level": "hard", "terms": { "rate": "30/s" }, "start_within": "80ms", "deadline": "100ms" } },
+            { "name": "other", "version": 1, "runtime": "python", "standing": "best-effort", "guarantee": null },
+        ] });
+        assert_eq!(
+            text(&functions),
+            "NAME    VERSION  RUNTIME   STANDING     LEVEL  RATE  START  DEADLINE\n\
+             detect  2        provided  guaranteed   hard   30/s  80ms   100ms\n\
+             other   1        python    best-effort  -      -     -      -\n"
+        );
+    }
 }

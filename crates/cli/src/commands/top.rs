@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use http::Method;
 use tokio::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::args::TopArgs;
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::output::{self, Format};
-use crate::top::{Frame, show, text};
+use crate::top::{Frame, Metrics, show, text};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Of a frame that is text.
@@ -28,8 +28,13 @@ pub fn run(args: &TopArgs, format: Format) -> Result<Exit> {
     let mut before: Option<(Frame, Instant)> = None;
     let mut look = || {
         let (node, functions) = (ask("/v1/node")?, ask("/v1/functions")?);
+        let page = client.call(Method::GET, "/metrics", None)?;
+        if !page.status.is_success() {
+            bail!("{}", page.message());
+        }
+        let metrics = Metrics::read(&String::from_utf8_lossy(&page.body));
         let now = Instant::now();
-        let frame = Frame::read(&node, &functions, before.as_ref().map(|(frame, at)| (frame, now - *at)));
+        let frame = Frame::read(&node, &functions, &metrics, before.as_ref().map(|(frame, at)| (frame, now - *at)));
         before = Some((frame.clone(), now));
         Ok(frame)
     };

@@ -223,7 +223,7 @@ fn percentiles(of: Distribution) -> String {
 
 /// Microseconds as people read them.
 #[expect(clippy::cast_precision_loss, reason = "a value for display")]
-pub(crate) fn duration(us: u64) -> String {
+fn duration(us: u64) -> String {
     match us {
         0..1_000 => format!("{us}us"),
         1_000..1_000_000 => format!("{:.2}ms", us as f64 / 1e3),

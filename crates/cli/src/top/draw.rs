@@ -6,20 +6,21 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table, Widget};
 
-use super::frame::{Core, Frame, Function, Standing};
+use super::frame::{Frame, Function};
 
 const GAUGE_WIDTH: u64 = 20;
+const NANOCORES: u64 = 1_000_000_000;
 const HEADINGS: [&str; 8] =
-    ["NAME", "CLASS", "RATE / PROMISED", "START P99 / BOUND", "VIOLATED", "LATE", "BUSY/WARM/K", "WAITING"];
+    ["NAME", "STANDING", "RATE / PROMISED", "START WORST / PROMISED", "VIOLATED", "LATE", "EXCESS", "WARM/K"];
 const WIDTHS: [Constraint; 8] = [
     Constraint::Min(16),
     Constraint::Length(11),
     Constraint::Length(17),
-    Constraint::Length(19),
+    Constraint::Length(22),
     Constraint::Length(8),
     Constraint::Length(6),
-    Constraint::Length(11),
-    Constraint::Length(7),
+    Constraint::Length(8),
+    Constraint::Length(9),
 ];
 
 /// Draws a frame into an area.
@@ -37,7 +38,9 @@ pub fn draw(frame: &Frame, title: &str, area: Rect, buffer: &mut Buffer) {
 #[must_use]
 pub fn text(frame: &Frame, title: &str, width: u16) -> String {
     let lines = head(frame, title).len() + frame.functions.len() + 2;
-    let area = Rect::new(0, 0, width, u16::try_from(lines).unwrap_or(u16::MAX));
+    // A buffer holds 65,535 cells at most; functions beyond that are in `takt list`.
+    let lines = u16::try_from(lines).unwrap_or(u16::MAX).min(u16::MAX / width.max(1));
+    let area = Rect::new(0, 0, width, lines);
     let mut buffer = Buffer::empty(area);
     draw(frame, title, area, &mut buffer);
     let mut text = String::new();
@@ -50,100 +53,111 @@ pub fn text(frame: &Frame, title: &str, width: u16) -> String {
 }
 
 fn head<'a>(frame: &'a Frame, title: &'a str) -> Vec<Line<'a>> {
-    let tolerance = frame.tolerance_us.map_or_else(|| "-".to_owned(), duration);
-    let mut lines = vec![Line::from(format!("takt {}  {title}  level {}  T {tolerance}", frame.version, frame.level))];
-    for (index, core) in frame.cores.iter().enumerate() {
-        lines.push(Line::from(format!("core {index:<2} {}", gauge(*core))));
+    let mut lines = vec![
+        Line::from(format!("takt {}  {title}  {}, up {}", frame.software, frame.phase, frame.uptime)),
+        Line::from(format!("level {}  T {} (largest seen {})", frame.level, frame.tolerance, frame.tolerance_seen)),
+    ];
+    for (index, left) in frame.cores_left.iter().enumerate() {
+        let percent = left / (NANOCORES / 100);
+        lines.push(Line::from(format!("core {index:<2} {} {percent:>3} % left for guarantees", gauge(*left))));
     }
-    let memory = match (frame.memory_used_mib, frame.memory_limit_mib) {
-        (Some(used), Some(limit)) => format!("memory {used} of {limit} MB promised   "),
-        (_, _) => String::new(),
-    };
-    let best_effort = match (frame.best_effort_waiting, frame.best_effort_running) {
-        (Some(waiting), Some(running)) => format!("best effort: {waiting} waiting, {running} running"),
-        (_, _) => String::new(),
-    };
-    if !memory.is_empty() || !best_effort.is_empty() {
-        lines.push(Line::from(format!("{memory}{best_effort}")));
-    }
+    let queues: Vec<String> =
+        frame.queues.iter().map(|queue| format!("{} {}/{}", queue.name, queue.length, queue.limit)).collect();
+    let left = format!("left: {} MB, {} instances", frame.memory_left_mib, frame.instances_left);
+    lines.push(Line::from(if queues.is_empty() { left } else { format!("{left}   waiting: {}", queues.join(", ")) }));
+    let red = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
+    lines.extend(frame.problems.iter().map(|problem| Line::from(Span::styled(problem.as_str(), red))));
     lines
 }
 
-fn gauge(core: Core) -> String {
-    let full = core.limit_nanocores.max(1);
-    let filled = (core.used_nanocores.min(full) * GAUGE_WIDTH).div_ceil(full);
-    let bar: String = (0..GAUGE_WIDTH).map(|at| if at < filled { '█' } else { '░' }).collect();
-    let percent = |nanocores: u64| nanocores / 10_000_000;
-    format!("{bar} {:>3} % of {} % promised", percent(core.used_nanocores), percent(core.limit_nanocores))
+/// Filled where it is promised.
+fn gauge(left: u64) -> String {
+    let empty = left.min(NANOCORES) * GAUGE_WIDTH / NANOCORES;
+    (0..GAUGE_WIDTH).map(|at| if at < GAUGE_WIDTH - empty { '█' } else { '░' }).collect()
 }
 
 fn row(function: &Function) -> Row<'_> {
-    let (class, colour) = match function.standing {
-        Standing::Guaranteed => ("guaranteed", Color::Green),
-        Standing::BestEffort => ("best-effort", Color::Reset),
-        Standing::Suspended => ("suspended", Color::Red),
+    let colour = match function.standing.as_str() {
+        "guaranteed" => Color::Green,
+        "suspended" | "failed" => Color::Red,
+        _ => Color::Reset,
     };
-    let rate = function.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}/s"));
-    let delay = function.start_delay_p99_us.map_or_else(|| "-".to_owned(), duration);
-    let bound = function.start_bound_us.map_or_else(|| "-".to_owned(), duration);
-    let number = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     let bad = |count: u64| {
         let style = if count == 0 { Style::new() } else { Style::new().fg(Color::Red).add_modifier(Modifier::BOLD) };
         Cell::from(Span::styled(count.to_string(), style))
     };
+    let rate = function.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}/s"));
+    let pool = if function.instances == 0 { "-".to_owned() } else { format!("{}/{}", function.warm, function.instances) };
     Row::new([
         Cell::from(function.name.as_str()),
-        Cell::from(Span::styled(class, Style::new().fg(colour))),
-        Cell::from(format!("{rate} / {}", function.promised_rate.as_deref().unwrap_or("-"))),
-        Cell::from(format!("{delay} / {bound}")),
-        bad(function.violations),
+        Cell::from(Span::styled(function.standing.as_str(), Style::new().fg(colour))),
+        Cell::from(format!("{rate} / {}", or_dash(&function.promised_rate))),
+        Cell::from(format!("{} / {}", or_dash(&function.start_bound), or_dash(&function.start_within))),
+        bad(function.start_violations),
         bad(function.deadline_misses),
-        Cell::from(format!("{}/{}/{}", number(function.busy), number(function.warm), number(function.instances))),
-        Cell::from(number(function.waiting)),
+        Cell::from(function.excess.to_string()),
+        Cell::from(pool),
     ])
-}
-
-fn duration(us: u64) -> String {
-    crate::load::duration(us)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::frame::Metrics;
     use super::*;
 
-    fn functions(arrivals: u64) -> serde_json::Value {
-        json!({ "functions": [{
-            "name": "detect", "standing": "guaranteed", "guarantee": { "rate": "30/s", "start_within": "80ms", "instances": 4 },
-            "counters": { "arrivals": arrivals, "start_violations": 1, "deadline_misses": 0, "start_delay_p99_us": 900 },
-            "instances": { "busy": 1, "idle": 3 }, "waiting": 0,
-        }] })
+    fn metrics(arrived: u64) -> Metrics {
+        Metrics::read(&format!(
+            "# HELP takt_invocations_total Invocations\n\
+             takt_invocations_total{{function=\"detect\",generation=\"3\",kind=\"arrived\"}} {arrived}\n\
+             takt_invocations_total{{function=\"detect\",generation=\"3\",kind=\"excess\"}} 7\n\
+             takt_invocations_total{{function=\"detector\",generation=\"4\",kind=\"excess\"}} 100\n\
+             takt_missed_total{{function=\"detect\",generation=\"2\",promise=\"start\"}} 1\n"
+        ))
     }
 
     #[test]
     fn a_frame_shows_the_rate_now_beside_the_promise() {
-        let node = json!({ "version": "0.1.0", "level": "hard", "tolerance": "400us",
-            "remaining": { "cores": [{ "used_nanocores": 425_000_000, "limit_nanocores": 850_000_000 }] } });
-        let first = Frame::read(&node, &functions(100), None);
+        let node = json!({ "software": "0.1.0", "phase": "running", "level": "hard", "tolerance": "400us",
+            "tolerance_seen": "120us", "uptime": "61500ms",
+            "left": { "cores_nanocores": [425_000_000], "memory_bytes": 1_073_741_824, "instances": 90 },
+            "queues": [{ "name": "control", "length": 0, "limit": 64 }],
+            "evidence": { "problem": "the disk is full" } });
+        let functions = json!({ "functions": [{ "name": "detect", "standing": "guaranteed", "guarantee": {
+            "terms": { "rate": "30/s" }, "start_bound": "12ms", "start_within": "80ms", "warm": 2, "instances": 4 } }] });
+        let first = Frame::read(&node, &functions, &metrics(100), None);
         assert!(first.functions[0].rate.is_none());
-        let second = Frame::read(&node, &functions(160), Some((&first, Duration::from_secs(2))));
-        let text = text(&second, "http://node", 110);
+        let second = Frame::read(&node, &functions, &metrics(160), Some((&first, Duration::from_secs(2))));
         assert_eq!(
-            text,
-            "takt 0.1.0  http://node  level hard  T 400us\n\
-             core 0  ██████████░░░░░░░░░░  42 % of 85 % promised\n\
+            text(&second, "http://node", 110),
+            "takt 0.1.0  http://node  running, up 61s\n\
+             level hard  T 400us (largest seen 120us)\n\
+             core 0  ████████████░░░░░░░░  42 % left for guarantees\n\
+             left: 1024 MB, 90 instances   waiting: control 0/64\n\
+             the disk is full\n\
              \n\
-             NAME                     CLASS       RATE / PROMISED   START P99 / BOUND   VIOLATED LATE   BUSY/WARM/K WAITING\n\
-             detect                   guaranteed  30.0/s / 30/s     900us / 80.00ms     1        0      1/3/4       0\n"
+             NAME                   STANDING    RATE / PROMISED   START WORST / PROMISED VIOLATED LATE   EXCESS   WARM/K\n\
+             detect                 guaranteed  30.0/s / 30/s     12ms / 80ms            1        0      7        2/4\n"
         );
     }
 
     #[test]
     fn a_node_that_states_little_still_makes_a_frame() {
-        let frame = Frame::read(&json!({}), &json!({ "functions": [{ "name": "a" }] }), None);
-        assert!(text(&frame, "x", 100).contains("best-effort"));
+        let frame = Frame::read(&json!({}), &json!({ "functions": [{ "name": "a" }] }), &Metrics::default(), None);
+        assert!(text(&frame, "x", 100).contains("\na "));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_node_answers_is_drawn(json in "[{}\\[\\]\":,0-9a-z]{0,60}", page in "[a-z{}\",= 0-9\n.]{0,80}", width in 1_u16..200) {
+            let value = serde_json::from_str(&json).unwrap_or(serde_json::Value::Null);
+            let frame = Frame::read(&value, &value, &Metrics::read(&page), None);
+            let _ = text(&frame, "x", width);
+        }
     }
 }
