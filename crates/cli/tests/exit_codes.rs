@@ -9,7 +9,7 @@ use std::process::Output;
 use common::{FakeNode, takt};
 
 const REFUSAL: &str = r#"{"error": {"code": "refused", "message": "core 0 is full: needs 1.2, has 0.4",
-    "refusal": {"offer": {"rate": "12/s"}}}}"#;
+    "refusal": {"resource": "cpu", "offer": "12/s"}}}"#;
 
 fn rule(line: &str) -> (u16, &'static str) {
     match line {
