@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
 use model::UrlAccess;
 use serde_json::json;
 
@@ -25,8 +25,8 @@ pub enum PathClass {
     FunctionUrl,
     /// `/metrics`: the bearer token, unless the policy opens it.
     Metrics,
-    /// The console's files, which hold nothing secret: anybody who reaches the port under one of its names. What the console
-    /// shows it asks of `/v1`.
+    /// The console's files, which hold nothing secret: anybody who reaches the port under one of its names may read them.
+    /// What the console shows it asks of `/v1`.
     Console,
 }
 
@@ -134,7 +134,11 @@ impl Access {
                 UrlAccess::Open => Ok(Grant::Open),
                 UrlAccess::Keyed => self.token_or_signature(parts, now),
             },
-            PathClass::Console => Ok(Grant::Open),
+            PathClass::Console => match parts.method {
+                Method::GET | Method::HEAD => Ok(Grant::Open),
+                // Nothing there takes more; should it ever, it is not open by accident.
+                _ => self.token(parts),
+            },
         }
     }
 
@@ -275,7 +279,9 @@ mod tests {
         }
         let open = access.check(&parts("/fn/hello/", &[]), PathClass::FunctionUrl, UrlAccess::Open, NOW);
         assert!(matches!(open, Ok(Grant::Open)));
-        assert!(matches!(access.check(&parts("/", &[]), PathClass::Console, UrlAccess::Keyed, NOW), Ok(Grant::Open)));
+        let page = Request::get("/").header("host", "localhost").body(()).unwrap().into_parts().0;
+        assert!(matches!(access.check(&page, PathClass::Console, UrlAccess::Keyed, NOW), Ok(Grant::Open)));
+        assert_eq!(access.check(&parts("/", &[]), PathClass::Console, UrlAccess::Keyed, NOW).unwrap_err(), Denied::NoToken);
     }
 
     #[test]
