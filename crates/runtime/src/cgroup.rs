@@ -609,6 +609,24 @@ mod tests {
         assert!(!reaper.join().unwrap().success());
     }
 
+    /// The v2 code on a v2 mount of this machine, where there is one; a hybrid one has no controllers to limit with.
+    #[test]
+    fn a_v2_group_is_cloned_into_killed_and_removed() {
+        let mounts = [Path::new(ROOT), Path::new("/sys/fs/cgroup/unified")];
+        let Some(mount) = mounts.into_iter().find(|mount| mount.join("cgroup.controllers").exists() && writable(mount)) else {
+            return println!("skipped: no writable v2 hierarchy");
+        };
+        let path = mount.join(format!("takt-test-v2-{}", std::process::id()));
+        create(&path).unwrap();
+        let directory = fs::File::open(&path).unwrap();
+        crate::sys::process::probe_in(&[], Some(std::os::fd::AsFd::as_fd(&directory))).unwrap();
+        let mut child = std::process::Command::new("sh").args(["-c", "trap '' TERM; sleep 60"]).spawn().unwrap();
+        write(&path.join("cgroup.procs"), &child.id().to_string()).unwrap();
+        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        remove_tree(&path).unwrap();
+        assert!(!reaper.join().unwrap().success() && !path.exists());
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_the_readers_panic(own in "[0-9a-z:,=/\n]{0,80}", text in "[a-z_0-9 \n-]{0,80}") {

@@ -11,6 +11,8 @@ use crate::sys::sched::{self, Held, RealTime, Throttle};
 /// The lowest and highest priority Takt uses; the probe tries the highest.
 const PRIORITY_MAX: u8 = 95;
 
+const KERNEL_MIN: (u32, u32) = (5, 12);
+
 /// What the daemon runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
@@ -47,6 +49,8 @@ impl Grant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     pub privilege: Privilege,
+    /// Linux 5.12 is the first with every call the sandbox makes.
+    pub kernel: Grant,
     /// Each namespace an instance needs. Without privilege they are made inside a user namespace.
     pub namespaces: Vec<(Namespace, Grant)>,
     pub groups: Vec<(Controller, Grant)>,
@@ -80,6 +84,7 @@ pub fn detect() -> Host {
     let controllers = [Controller::Memory, Controller::Pids, Controller::Cpu, Controller::CpuAccounting];
     Host {
         privilege,
+        kernel: kernel(&rustix::system::uname().release().to_string_lossy()),
         namespaces: namespaces(privilege),
         groups: controllers.map(|controller| (controller, group(&layout, controller))).into(),
         group_layout: layout.as_ref().map_or_else(ToString::to_string, ToString::to_string),
@@ -91,6 +96,12 @@ pub fn detect() -> Host {
         memory_lock: memory_lock(),
         cores: sched::cores().unwrap_or_default(),
     }
+}
+
+fn kernel(release: &str) -> Grant {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if KERNEL_MIN <= version { Grant::Yes } else { Grant::No { reason: format!("Linux {release} is older than 5.12") } }
 }
 
 fn namespaces(privilege: Privilege) -> Vec<(Namespace, Grant)> {
@@ -150,12 +161,16 @@ impl Host {
             Namespace::Mount | Namespace::Pid | Namespace::Net | Namespace::Ipc | Namespace::Uts => true,
             Namespace::Cgroup => false,
         });
-        let reasons: Vec<_> = lacking
+        let mut reasons: Vec<_> = lacking
             .filter_map(|(namespace, grant)| match grant {
                 Grant::Yes => None,
                 Grant::No { reason } => Some(format!("{namespace:?} namespace: {reason}")),
             })
             .collect();
+        match &self.kernel {
+            Grant::Yes => {}
+            Grant::No { reason } => reasons.push(reason.clone()),
+        }
         if reasons.is_empty() { self.seccomp.clone() } else { Grant::No { reason: reasons.join("; ") } }
     }
 
@@ -244,6 +259,7 @@ mod tests {
     fn full() -> Host {
         Host {
             privilege: Privilege::Root,
+            kernel: Grant::Yes,
             namespaces: vec![(Namespace::Mount, Grant::Yes), (Namespace::Cgroup, Grant::No { reason: "unused".to_owned() })],
             groups: vec![(Controller::Memory, Grant::Yes)],
             group_layout: "memory v2 at /sys/fs/cgroup".to_owned(),
@@ -281,6 +297,16 @@ mod tests {
         assert!(root.isolation().is_yes());
         let user = Host { privilege: Privilege::Unprivileged, namespaces: no_user, ..full() };
         assert!(!user.isolation().is_yes());
+    }
+
+    #[test]
+    fn kernels_are_told_apart_by_their_numbers() {
+        for release in ["5.12", "6.18.44-fc-v669", "5.15.0-101-generic", "10.0"] {
+            assert!(kernel(release).is_yes(), "{release}");
+        }
+        for release in ["5.11.9", "4.19.0-20-amd64", "", "x"] {
+            assert!(!kernel(release).is_yes(), "{release}");
+        }
     }
 
     #[test]

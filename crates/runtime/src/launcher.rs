@@ -50,7 +50,8 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// The name of this launcher's control groups: the same after a restart, different for every launcher of the machine.
     pub groups: String,
-    /// The first of [`INSTANCES_MAX`] users for instances, where the launcher may change users.
+    /// The first of [`INSTANCES_MAX`] users for instances, where the launcher may change users. Ranges of two launchers of one
+    /// machine should not overlap: the kernel counts some resources by user.
     pub first_user: u32,
 }
 

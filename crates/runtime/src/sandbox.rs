@@ -31,7 +31,7 @@ pub use interpreter::{Error as InterpreterError, Interpreter, Language, interpre
 pub use root::{BOOTSTRAP, CODE, Tree};
 
 use crate::sys::link;
-use crate::sys::process::{self, Death, Fork, SingleThreaded};
+use crate::sys::process::{self, Death, Fork, SingleThreaded, Termination};
 use crate::sys::socket::Packets;
 use filter::Filter;
 
@@ -301,6 +301,9 @@ fn start_program(plan: &Plan, ends: &Ends, proof: &SingleThreaded) -> Result<Pid
 fn become_program(plan: &Plan, ends: &Ends) -> Failure {
     if let Err(failure) = Report::Program.send(&ends.status, &[]) {
         return failure;
+    }
+    if let Err(error) = process::on_termination(Termination::Default) {
+        return Failure::new(Step::Start, "signals", &error);
     }
     let wired = rustix::process::setsid()
         .and_then(|_| rustix::stdio::dup2_stdout(&ends.stdout))

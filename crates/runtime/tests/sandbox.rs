@@ -582,3 +582,53 @@ print('bounded' if time.process_time() - cpu < 0.2 else 'free')
     launch.quota = Some(launcher::Quota { runtime: Duration::from_millis(2), period: Duration::from_millis(10) });
     succeeded(&bench.run(&launch).await, "bounded");
 }
+
+#[tokio::test]
+async fn signals_to_the_daemons_whole_group_do_not_end_the_launcher() {
+    if Bench::new("signals").is_none() {
+        return;
+    }
+    let (client, service, _) = launcher::spawn(&options("group")).unwrap();
+    let launcher = Pidfd::open(service.process()).unwrap();
+    assert_eq!(rustix::process::getsid(Some(service.process())).unwrap(), service.process());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(service.run());
+    let bench = Bench::new("group-lender").unwrap();
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT, rustix::process::Signal::HUP] {
+        launcher.signal(signal).unwrap();
+    }
+    // The program's own signals have their usual meaning.
+    let outcome = finish(client.start(&bench.sh("kill -TERM $$; echo unreached")).await.unwrap()).await;
+    assert_eq!(outcome.exit.death, Death::Signalled { signal: 15 }, "{outcome:?}");
+}
+
+#[tokio::test]
+async fn node_runs_and_all_its_threads_change_class() {
+    let Some(bench) = Bench::new("node") else { return };
+    let node = match sandbox::interpreter(Language::Nodejs, Path::new("node")) {
+        Ok(node) => node,
+        Err(error) => return println!("skipped: {error}"),
+    };
+    let script =
+        "const s = require('net').connect(9001, '127.0.0.1', () => s.write('ready')); s.on('close', () => console.log(6 * 7))";
+    let mut launch = bench.launch(&[node.program.to_str().unwrap(), "-e", script]);
+    launch.extra = node.paths;
+    launch.memory = Memory::from_mib(256).unwrap();
+    launch.placement = Placement::Pinned { core: sched::cores().unwrap()[0] };
+    let started = bench.client.start(&launch).await.unwrap();
+    let listener = tokio::net::TcpListener::from_std(started.listener.try_clone().unwrap()).unwrap();
+    let (mut connection, _) = listener.accept().await.unwrap();
+    if sched::probe_fifo(5) == sched::RealTime::Works {
+        let threads = started.place(Placement::RealTime { core: sched::cores().unwrap()[0], priority: 5 }).unwrap();
+        assert!(1 < threads, "node has threads of its own");
+        for entry in std::fs::read_dir(format!("/proc/{}/task", started.program.as_raw_nonzero())).unwrap() {
+            let thread = entry.unwrap().file_name().to_str().unwrap().parse().unwrap();
+            let class = sched::class_of(rustix::process::Pid::from_raw(thread).unwrap()).unwrap();
+            assert_eq!(class, Some(Class::Fifo { priority: 5 }));
+        }
+    }
+    let mut greeting = [0; 5];
+    tokio::io::AsyncReadExt::read_exact(&mut connection, &mut greeting).await.unwrap();
+    drop(connection);
+    succeeded(&finish(started).await, "42");
+}

@@ -104,7 +104,8 @@ impl Started {
     }
 }
 
-/// Gives all threads of an instance's program a class and cores. Threads it starts later are of the ordinary class.
+/// Gives all threads of an instance's program a class and cores. Threads it starts later are of the ordinary class. An
+/// instance started as [`Placement::BestEffort`] cannot become real-time: its cpu group may grant none of that.
 pub fn place(program: Pid, placement: Placement) -> Result<usize, sched::Error> {
     sched::set_process(program, placement.class(), &placement.cores(&every_core()))
 }

@@ -18,7 +18,7 @@ use crate::cgroup::{Group, Groups, Layout, Limits};
 use crate::sandbox::filter::Filter;
 use crate::sandbox::{self, Ends, Failure, Fallback, Plan, Report, Step, Tree, USER_INSIDE, User};
 use crate::sys::clock::now;
-use crate::sys::process::{self, Death, Namespace, Pidfd, Side, SingleThreaded};
+use crate::sys::process::{self, Death, Namespace, Pidfd, Side, SingleThreaded, Termination};
 use crate::sys::sched::{self, Class};
 use crate::sys::socket::{Message, Packets};
 
@@ -111,6 +111,7 @@ impl Launcher {
     fn open(daemon: Packets, groups: &str, first_user: u32) -> Result<(Self, Standing), String> {
         let describe = |error: &dyn std::error::Error| chain(error);
         settle().map_err(|error| describe(&error))?;
+        detach().map_err(|error| describe(&error))?;
         let alone = SingleThreaded::prove().map_err(|error| describe(&error))?.ok_or("it has more than one thread")?;
         let filter = Filter::compile().map_err(|error| describe(&error))?;
         let users = if rustix::process::geteuid().is_root() { Users::Own } else { Users::Shared };
@@ -415,6 +416,13 @@ fn settle() -> Result<(), sched::Error> {
     // A lower limit only means fewer instances; the start that meets it says so.
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files }).ok();
     Ok(())
+}
+
+/// Leaves the daemon's terminal and outlives signals sent to its whole group or service: the daemon drains first, and the end
+/// of its connection is what ends us.
+fn detach() -> io::Result<()> {
+    rustix::process::setsid()?;
+    process::on_termination(Termination::Ignored)
 }
 
 /// Maps this process's user into the user namespace of a child.

@@ -160,11 +160,39 @@ pub fn fork(_proof: &SingleThreaded) -> io::Result<Fork> {
 
 /// Whether a process can be created in these new namespaces: makes one that ends at once.
 pub fn probe(namespaces: &[Namespace]) -> io::Result<()> {
+    probe_in(namespaces, None)
+}
+
+/// As [`probe`], within a v2 control group.
+pub fn probe_in(namespaces: &[Namespace], cgroup: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let flags = namespaces.iter().fold(0, |flags, namespace| flags | namespace.flag());
-    match clone3(flags, None)? {
+    match clone3(flags, cgroup)? {
         Side::Child => exit_now(0), // nothing before it: other threads may hold any lock
         Side::Parent { pidfd, .. } => pidfd.wait().map(|_| ()),
     }
+}
+
+/// What the signals that ask a process to end do to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Termination {
+    Ignored,
+    /// What every program expects to begin with.
+    Default,
+}
+
+/// Sets what SIGTERM, SIGINT and SIGHUP do to this process. Programs it becomes, and its children, inherit it.
+pub fn on_termination(what: Termination) -> io::Result<()> {
+    let handler = match what {
+        Termination::Ignored => libc::SIG_IGN,
+        Termination::Default => libc::SIG_DFL,
+    };
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: both handlers are constants of the kernel, no code of ours runs on the signal.
+        if unsafe { libc::signal(signal, handler) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Ends this process at once: no destructors, no exit handlers.
