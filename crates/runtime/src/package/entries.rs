@@ -31,7 +31,7 @@ enum Kind {
     Link,
 }
 
-/// Unpacks `zip`, at most `limit` bytes, into the directory `into`, which is made here.
+/// Unpacks `zip`, at most `limit` bytes, into the directory `into`, which is empty or missing.
 pub(super) fn unpack(zip: &[u8], into: &Path, limit: u64) -> Result<(), Error> {
     let found = directory::find(zip)?;
     if found.entries == 0 {
@@ -46,7 +46,7 @@ pub(super) fn unpack(zip: &[u8], into: &Path, limit: u64) -> Result<(), Error> {
     }
     let plan = plan(&mut archive, limit)?;
     let write = |source| Error::Write { path: into.to_owned(), source };
-    make_dir(into).map_err(write)?;
+    fs::create_dir_all(into).and_then(|()| open_to_all(into)).map_err(write)?;
     let mut links = BTreeMap::new();
     let mut left = limit;
     for (path, (kind, index)) in &plan {
@@ -72,6 +72,10 @@ pub(super) fn unpack(zip: &[u8], into: &Path, limit: u64) -> Result<(), Error> {
 
 fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o755).create(path)?;
+    open_to_all(path)
+}
+
+fn open_to_all(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)) // whatever the umask
 }
 
