@@ -9,8 +9,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Folders with this prefix are being made or removed; they are collected at start.
-const UNFINISHED: &str = ".unfinished-";
+pub(crate) const UNFINISHED: &str = ".unfinished-";
 const PACKAGE: &str = "package.zip";
 const TREE: &str = "tree";
 
@@ -102,9 +102,19 @@ pub enum Error {
 
 /// Turns a package into files.
 pub trait Unpack: Send + Sync + 'static {
-    /// Unpacks `package` into the empty folder `into`, within limits, or says why not. Called once per new package, on a
-    /// thread that may block; after an error the folder is thrown away.
+    /// Unpacks `package` into the folder `into`, which does not exist yet, within limits, or says why not. Called once per
+    /// new package, on a thread that may block; after an error the folder is thrown away.
     fn unpack(&self, package: &[u8], into: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// Deployment packages as clients send them.
+#[derive(Clone, Copy, Debug)]
+pub struct Zip;
+
+impl Unpack for Zip {
+    fn unpack(&self, package: &[u8], into: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(runtime::package::unpack(package, into)?)
+    }
 }
 
 /// The folder of all code.
@@ -113,6 +123,8 @@ pub struct Codes {
     root: PathBuf,
     unpack: Arc<dyn Unpack>,
     next: Arc<AtomicU64>,
+    /// Held by whoever removes code, and by whoever copies it.
+    removing: Arc<Mutex<()>>,
 }
 
 impl fmt::Debug for Codes {
@@ -125,7 +137,7 @@ impl Codes {
     /// The folder is made when it is missing.
     pub fn open(root: &Path, unpack: Arc<dyn Unpack>) -> Result<Self, Error> {
         fs::create_dir_all(root).map_err(failed("create", root))?;
-        Ok(Self { root: root.to_owned(), unpack, next: Arc::default() })
+        Ok(Self { root: root.to_owned(), unpack, next: Arc::default(), removing: Arc::default() })
     }
 
     /// Where the files of the code lie, read-only.
@@ -143,6 +155,11 @@ impl Codes {
     #[must_use]
     pub fn contains(&self, id: &CodeId) -> bool {
         self.tree(id).is_dir()
+    }
+
+    /// Keeps all code where it is until the guard is dropped. Blocks while code is being removed.
+    pub fn hold(&self) -> MutexGuard<'_, ()> {
+        self.removing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Unpacks and keeps a package; one that is there already costs its hash only. Blocks on the disk.
@@ -168,8 +185,14 @@ impl Codes {
         Ok(code)
     }
 
-    /// Removes all code but `keep`. Blocks on the disk; called after changes, never while code is being added.
+    /// Removes all code but `keep`. Blocks on the disk; called after changes, never while code is being added; does nothing while code is held.
     pub fn collect(&self, keep: &BTreeSet<CodeId>) -> Result<(), Error> {
+        // While code is copied nothing goes; the next collection finds it.
+        let _nothing_is_copied = match self.removing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(()),
+        };
         for entry in fs::read_dir(&self.root).map_err(failed("list", &self.root))? {
             let path = entry.map_err(failed("list", &self.root))?.path();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -198,11 +221,13 @@ impl Codes {
 
     fn make(&self, package: &[u8], into: &Path) -> Result<(), Error> {
         let tree = into.join(TREE);
-        fs::create_dir_all(&tree).map_err(failed("create", &tree))?;
+        fs::create_dir_all(into).map_err(failed("create", into))?;
         self.unpack.unpack(package, &tree).map_err(|source| Error::Package { source })?;
         let file = into.join(PACKAGE);
         fs::write(&file, package).map_err(failed("write", &file))?;
-        sync_tree(into)
+        // One sync of the file system costs less than one of each of its files.
+        let folder = File::open(into).map_err(failed("open", into))?;
+        rustix::fs::syncfs(&folder).map_err(|errno| failed("sync", into)(errno.into()))
     }
 }
 
@@ -214,24 +239,6 @@ fn sync_folder(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(failed("sync", path))
 }
 
-/// Syncs every file and folder below; symbolic links are not followed.
-fn sync_tree(root: &Path) -> Result<(), Error> {
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(failed("list", &folder))? {
-            let path = entry.map_err(failed("list", &folder))?.path();
-            let kind = fs::symlink_metadata(&path).map_err(failed("read", &path))?.file_type();
-            if kind.is_dir() {
-                folders.push(path);
-            } else if kind.is_file() {
-                File::open(&path).and_then(|file| file.sync_data()).map_err(failed("sync", &path))?;
-            }
-        }
-        sync_folder(&folder)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +248,7 @@ mod tests {
 
     impl Unpack for OneFile {
         fn unpack(&self, package: &[u8], into: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            fs::create_dir(into)?;
             fs::write(into.join("main.py"), package)?;
             if package == b"broken" { Err("the package ends too early".into()) } else { Ok(()) }
         }

@@ -1,10 +1,13 @@
 //! The daemon: it turns requests into events and actions into I/O.
 
 pub mod auth;
+pub mod backup;
 pub mod code;
 pub mod control;
 pub mod lambda;
 pub mod lanes;
+pub mod logs;
+pub mod management;
 pub mod recorder;
 pub mod registry;
 pub mod store;

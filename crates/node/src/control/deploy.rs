@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use engine::port::Deployment;
 use journal::record::EndedBecause;
-use model::{FunctionName, FunctionSpec, Version};
+use model::{FunctionName, FunctionSpec, Runtime, Version};
 use plan::admission::{Book, Grant};
 use tokio::sync::oneshot;
 
@@ -106,6 +106,13 @@ impl Service {
             (None, Some(old)) => old.current.code,
             (None, None) => return Err(Error::NoCode { function: deploy.name }),
         };
+        if spec.runtime == Runtime::Provided {
+            let tree = self.parts.codes.tree(&code.id);
+            runtime::package::check_provided(&tree).map_err(|error| Error::Code {
+                function: deploy.name.clone(),
+                source: crate::code::Error::Package { source: Box::new(error) },
+            })?;
+        }
         let version = Version(old.as_ref().map_or(1, |old| old.current.version.0 + 1));
         Ok(Draft { old, new: Deployed { spec, code, version }, answer: deploy.answer })
     }

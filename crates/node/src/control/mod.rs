@@ -12,7 +12,7 @@ mod error;
 mod remove;
 mod start;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};

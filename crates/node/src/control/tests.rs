@@ -190,6 +190,7 @@ impl Unpack for OneFile {
         if package == b"bad" {
             return Err("not a zip archive".into());
         }
+        std::fs::create_dir(into)?;
         Ok(std::fs::write(into.join("main.py"), package)?)
     }
 }
