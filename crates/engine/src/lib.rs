@@ -5,6 +5,7 @@
 //! of the first. Each lane is one single-threaded state machine; they exchange nothing but [`Action::Demote`], so that
 //! best-effort load cannot reach the guaranteed lane's state. Time, randomness and input are handed in.
 
+pub mod audit;
 pub mod port;
 pub mod reserved;
 pub mod shared;

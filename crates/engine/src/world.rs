@@ -164,6 +164,8 @@ pub(crate) struct World {
     pub(crate) served: Vec<(FunctionKey, Version)>,
     pub(crate) unserved: Vec<(FunctionKey, Version)>,
     pub(crate) refused: Vec<crate::port::Refusal>,
+    /// Functions that share the rate of a class.
+    pub(crate) classed: BTreeSet<String>,
     actions: Vec<Action>,
 }
 
@@ -196,6 +198,7 @@ impl World {
             served: Vec::new(),
             unserved: Vec::new(),
             refused: Vec::new(),
+            classed: BTreeSet::new(),
             actions: Vec::new(),
         }
     }
@@ -216,6 +219,9 @@ impl World {
     }
 
     fn give(&mut self, subject: &Subject, reservation: &Reservation) {
+        if reservation.rate_class.is_some() {
+            self.classed.insert(subject.deployment.name.to_string());
+        }
         self.journal.push(Record::GuaranteeGiven(Box::new(GuaranteeGiven {
             at: self.now,
             function: subject.deployment.name.clone(),
@@ -542,6 +548,10 @@ fn random_subject(world: &mut World, key: u64) -> Subject {
     if world.rng.random_range(0..2) == 0 {
         terms.deadline = Some(DurationText(run + 40 * MS));
     }
+    if world.rng.random_range(0..4) == 0 {
+        let burst = model::Burst::new(2).unwrap();
+        subject.in_class(RateClass { name: "shared".parse().unwrap(), rate: Rate::per_second(40).unwrap(), burst });
+    }
     let cores: &[u16] = if world.rng.random_range(0..2) == 0 { &[0] } else { &[0, 1] };
     subject.size(cores);
     subject
@@ -582,7 +592,9 @@ fn redeploy(world: &mut World, key: u64) {
     if new_terms {
         let rate = Rate::new(world.rng.random_range(1..60), Duration::from_millis(world.rng.random_range(500..1500))).unwrap();
         let burst = model::Burst::new(world.rng.random_range(1..4)).unwrap();
-        subject.terms().pacing = Pacing::Own { rate, burst };
+        if subject.reservation().rate_class.is_none() {
+            subject.terms().pacing = Pacing::Own { rate, burst };
+        }
         subject.reservation().generation += 1;
     }
     subject.deployment.version = Version(subject.deployment.version.0 + 1);

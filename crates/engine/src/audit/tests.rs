@@ -1,0 +1,187 @@
+use std::time::Duration;
+
+use journal::record::{Counters, Record};
+use model::{Cause, Time};
+use proptest::prelude::*;
+
+use super::{Problem, Verdict, audit};
+use crate::world::{Faults, MS, World, story, subject};
+
+fn live(journal: &[Record]) -> Vec<Counters> {
+    let last = journal.iter().rev().find_map(|record| match record {
+        Record::Counters { functions, .. } => Some(functions.clone()),
+        _ => None,
+    });
+    last.unwrap()
+}
+
+#[test]
+fn an_audit_of_every_story_agrees_with_the_live_counters() {
+    let (mut violations, mut claims) = (0, 0);
+    for seed in 0..1_000 {
+        let world = story(seed);
+        let report = audit(&world.journal);
+        assert_eq!(report.contradictions, [], "seed {seed}");
+        assert!(report.unwritten == 0 && report.guarantees.iter().all(|finding| finding.missing_records == 0), "seed {seed}");
+        for counters in live(&world.journal) {
+            let finding = report.by_function().get(&(counters.function.as_str(), counters.generation)).copied().cloned();
+            assert_eq!(finding.map(|finding| finding.counters), Some(counters), "seed {seed}");
+        }
+        violations += report.violations();
+        claims += report.guarantees.iter().map(|finding| finding.counters.excess).sum::<u64>();
+    }
+    assert!(50 < violations && 3_000 < claims, "the stories show something: {violations} and {claims}");
+}
+
+/// The journal of a quiet story: its records can all be checked.
+fn quiet(overload: u64) -> World {
+    let mut world = World::new(7);
+    world.install(&subject(1, model::Rate::per_second(50).unwrap(), 2, 5 * MS));
+    world.run_for(100 * MS);
+    for arrival in 0..40 {
+        world.arrive_in(Duration::from_millis(arrival * 20 / overload), 1, None);
+    }
+    world.run_for(Duration::from_secs(2));
+    world.drain();
+    world
+}
+
+fn verdict(journal: &[Record]) -> Verdict {
+    audit(journal).verdict()
+}
+
+/// The places of the records of invocations.
+fn places(journal: &[Record]) -> Vec<usize> {
+    journal.iter().enumerate().filter(|(_, record)| matches!(record, Record::Invocation(_))).map(|(place, _)| place).collect()
+}
+
+fn altered(place: usize, change: impl FnOnce(&mut journal::record::Invocation)) -> Vec<Record> {
+    let mut journal = quiet(3).journal;
+    let places = places(&journal);
+    let Record::Invocation(record) = &mut journal[places[place % places.len()]] else { unreachable!("a place of an invocation") };
+    change(record);
+    journal
+}
+
+#[test]
+fn a_kept_promise_is_proven() {
+    let journal = quiet(3).journal;
+    let report = audit(&journal);
+    assert_eq!((report.verdict(), report.unchecked_claims), (Verdict::Kept, 0));
+    assert!(10 < report.guarantees[0].counters.excess);
+}
+
+#[test]
+fn a_node_that_did_not_stop_in_order_leaves_an_unproven_gap() {
+    let mut journal = quiet(1).journal;
+    journal.pop();
+    assert_eq!(verdict(&journal), Verdict::Kept); // it may still run
+    journal.extend(quiet(1).journal);
+    let report = audit(&journal);
+    assert_eq!((report.verdict(), report.unclean_stops, report.boots), (Verdict::Unproven, 1, 2));
+    assert_eq!(report.guarantees[0].counters.arrivals, 80);
+}
+
+#[test]
+fn a_known_loss_is_unproven_and_not_a_contradiction() {
+    let mut journal = quiet(3).journal;
+    let place = places(&journal)[10];
+    journal[place] = Record::Lost { at: Time::ZERO, records: 1 };
+    let report = audit(&journal);
+    assert_eq!((report.verdict(), report.lost_records, report.guarantees[0].missing_records), (Verdict::Unproven, 1, 1));
+}
+
+#[test]
+fn steal_needs_a_gap_on_the_core_in_the_time() {
+    let mut world = World::new(1);
+    let mut late = subject(1, model::Rate::per_second(10).unwrap(), 1, 5 * MS);
+    late.reservation().shards[0].warm = 0;
+    world.install(&late);
+    world.arrive_in(Duration::ZERO, 1, None);
+    world.gap_in(50 * MS, 0, 20 * MS);
+    world.run_for(Duration::from_secs(1));
+    world.drain();
+    let report = audit(&world.journal);
+    assert_eq!((report.verdict(), report.guarantees[0].counters.by_cause[0]), (Verdict::Missed, 1));
+    world.journal.retain(|record| !matches!(record, Record::ProbeGap { .. }));
+    assert!(matches!(audit(&world.journal).contradictions[0].problem, Problem::StealWithoutGap { core: 0 }));
+}
+
+#[test]
+fn a_crowded_story_is_audited_in_bounded_memory() {
+    let mut world = World::new(3);
+    world.faults = Faults { abandon: 500, ..Faults::default() };
+    world.install(&subject(1, model::Rate::per_second(5).unwrap(), 1, 5 * MS));
+    world.run_for(100 * MS);
+    for arrival in 0..20_000 {
+        world.arrive_in(Duration::from_micros(arrival * 50), 1, None);
+    }
+    world.run_for(Duration::from_secs(2));
+    world.drain();
+    let report = audit(&world.journal);
+    assert_eq!((report.contradictions_total, report.guarantees[0].counters.arrivals), (0, 20_000));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_removed_record_is_noticed(which in any::<prop::sample::Index>()) {
+        let mut journal = quiet(3).journal;
+        let places = places(&journal);
+        journal.remove(places[which.index(places.len())]);
+        prop_assert!(matches!(verdict(&journal), Verdict::Unproven | Verdict::Contradicted));
+    }
+
+    #[test]
+    fn two_exchanged_records_are_noticed(first in any::<prop::sample::Index>(), second in any::<prop::sample::Index>()) {
+        let mut journal = quiet(3).journal;
+        let places = places(&journal);
+        let (first, second) = (places[first.index(places.len())], places[second.index(places.len())]);
+        let ended = |place: usize| match &journal[place] { Record::Invocation(record) => record.ended, _ => Time::ZERO };
+        prop_assume!(ended(first) != ended(second));
+        journal.swap(first, second);
+        prop_assert_eq!(verdict(&journal), Verdict::Contradicted);
+    }
+
+    #[test]
+    fn an_altered_record_is_noticed(place in 0_usize..200, what in 0_usize..9, by in 1_u64..1_000_000_000) {
+        let by = Duration::from_nanos(by);
+        let journal = altered(place, |record| match what {
+            0 => record.sequence += 1,
+            1 => record.slot = Some(record.slot.map_or(0, |slot| slot + 1)),
+            2 => record.slot = None,
+            3 => record.conforming = Some(record.conforming.unwrap_or(record.arrived) + by),
+            4 => record.violation = Some(Cause::Unknown),
+            5 => record.arrived = record.ended + by,
+            6 => record.started = Some(record.ended + by),
+            7 => record.generation += 1,
+            _ => record.end = if record.end == model::End::Refused { model::End::Demoted } else { model::End::Refused },
+        });
+        prop_assume!(journal != quiet(3).journal);
+        prop_assert!(matches!(verdict(&journal), Verdict::Unproven | Verdict::Contradicted));
+    }
+
+    /// What was turned away is checked as well as what was let in.
+    #[test]
+    fn a_false_claim_of_excess_is_noticed(place in 0_usize..200) {
+        let mut was_conforming = false;
+        let mut journal = altered(place, |record| {
+            was_conforming = record.slot.is_some();
+            (record.slot, record.conforming, record.delivered, record.started) = (None, None, None, None);
+            record.class = model::Class::BestEffort;
+            record.end = model::End::Refused;
+        });
+        prop_assume!(was_conforming);
+        // Even where the liar renumbers the later slots and writes no counters, the time of the pacer tells.
+        let mut next = 0;
+        for record in &mut journal {
+            if let Record::Invocation(record) = record && let Some(slot) = &mut record.slot {
+                *slot = next;
+                next += 1;
+            }
+        }
+        journal.retain(|record| !matches!(record, Record::Counters { .. }));
+        prop_assert_eq!(verdict(&journal), Verdict::Contradicted);
+    }
+}
