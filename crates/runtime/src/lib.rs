@@ -3,6 +3,7 @@
 pub mod api;
 pub mod bootstrap;
 pub mod cgroup;
+pub mod environment;
 pub mod forward;
 pub mod host;
 pub mod http1;
