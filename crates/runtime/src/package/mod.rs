@@ -73,15 +73,6 @@ pub fn unpack(zip: &[u8], into: &Path) -> Result<(), Error> {
     entries::unpack(zip, into, MAX_UNPACKED_BYTES)
 }
 
-/// Unpacks a zip, within the limits above, into the directory `into`, which is made here and is whoever's to remove when
-/// this errors. Nothing is synced. It blocks, up to seconds for a large package.
-pub fn unpack(zip: &[u8], into: &Path) -> Result<(), Error> {
-    if MAX_ZIP_BYTES < zip.len() {
-        return Err(Error::TooLarge { bytes: zip.len() });
-    }
-    entries::unpack(zip, into, MAX_UNPACKED_BYTES)
-}
-
 /// Checks that unpacked code has what runtime `provided` starts.
 pub fn check_provided(code: &Path) -> Result<(), Error> {
     let found = match fs::metadata(code.join(PROVIDED_FILE)) {
