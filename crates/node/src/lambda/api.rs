@@ -10,7 +10,7 @@ mod tags;
 
 pub use describe::{Account, Described, account_settings, concurrency, json_response, list, no_content, signing_config};
 pub use request::{
-    Create, DryRun, MAX_CREATE_BYTES, MAX_ENVIRONMENT_BYTES, MAX_ZIP_BYTES, UpdateCode, UpdateConfiguration, check_revision,
-    create, revision_id, tag_resource, update_code, update_configuration,
+    Create, DryRun, MAX_CREATE_BYTES, MAX_ENVIRONMENT_BYTES, MAX_ZIP_BYTES, UpdateCode, UpdateConfiguration, create,
+    read_revision, revision_id, tag_resource, update_code, update_configuration,
 };
 pub use tags::{MAX_TAGS, TAG_PREFIX, add as add_tags, of as tags_of, remove as remove_tags};

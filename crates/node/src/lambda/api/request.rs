@@ -60,7 +60,7 @@ pub struct Create {
 pub struct UpdateCode {
     pub package: Vec<u8>,
     /// The revision the client saw, where it states one.
-    pub revision: Option<String>,
+    pub revision: Option<u64>,
     pub dry_run: DryRun,
 }
 
@@ -76,7 +76,7 @@ pub enum DryRun {
 pub struct UpdateConfiguration {
     settings: Settings,
     /// The revision the client saw, where it states one.
-    pub revision: Option<String>,
+    pub revision: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -197,14 +197,14 @@ pub fn update_code(body: &[u8]) -> Result<UpdateCode, Error> {
     let raw: RawUpdateCode = read(body)?;
     let dry_run = if raw.dry_run { DryRun::Yes } else { DryRun::No };
     let package = package(raw.code, "UpdateFunctionCode")?;
-    Ok(UpdateCode { package, revision: raw.revision_id, dry_run })
+    Ok(UpdateCode { package, revision: revision(raw.revision_id.as_deref())?, dry_run })
 }
 
 /// Reads the body of UpdateFunctionConfiguration.
 pub fn update_configuration(body: &[u8]) -> Result<UpdateConfiguration, Error> {
     let raw: RawUpdateConfiguration = read(body)?;
     refuse_rest(&raw.rest, "UpdateFunctionConfiguration")?;
-    Ok(UpdateConfiguration { settings: raw.settings, revision: raw.revision_id })
+    Ok(UpdateConfiguration { settings: raw.settings, revision: revision(raw.revision_id.as_deref())? })
 }
 
 /// Reads the body of TagResource.
@@ -223,18 +223,23 @@ impl UpdateConfiguration {
     }
 }
 
+fn revision(text: Option<&str>) -> Result<Option<u64>, Error> {
+    text.filter(|text| !text.is_empty()).map(read_revision).transpose()
+}
+
 /// The text of a revision, as clients see it.
 #[must_use]
 pub fn revision_id(revision: u64) -> String {
     format!("{:08x}-0000-4000-8000-{:012x}", revision >> 48, revision & 0xffff_ffff_ffff)
 }
 
-/// Refuses a change whose client saw another revision than the current one.
-pub fn check_revision(wanted: Option<&str>, current: u64) -> Result<(), Error> {
-    match wanted {
-        Some(wanted) if !wanted.is_empty() && wanted != revision_id(current) => Err(Error::stale_revision()),
-        Some(_) | None => Ok(()),
-    }
+/// The revision whose text this is; a text that no revision has is refused as out of date.
+pub fn read_revision(text: &str) -> Result<u64, Error> {
+    let number = text.split_once("-0000-4000-8000-").and_then(|(high, low)| {
+        let high = u64::from_str_radix(high, 16).ok()?;
+        Some(high.checked_shl(48)? | u64::from_str_radix(low, 16).ok()?)
+    });
+    number.filter(|number| revision_id(*number) == text).ok_or_else(Error::stale_revision)
 }
 
 impl Settings {
@@ -546,12 +551,13 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_that_was_not_seen_is_a_failed_precondition() {
+    fn a_revision_reads_back_and_what_is_none_is_a_failed_precondition() {
         assert_eq!(revision_id(u64::MAX), "0000ffff-0000-4000-8000-ffffffffffff");
-        assert_eq!(check_revision(Some(&revision_id(7)), 7), Ok(()));
-        assert_eq!(check_revision(None, 7), Ok(()));
-        for text in ["7", "b75dcd81-303e-4c1c-a0b4-6f1d0a4b5b0e", &revision_id(6)] {
-            assert_eq!(check_revision(Some(text), 7).unwrap_err().status().as_u16(), 412, "{text}");
+        for revision in [0, 7, 1 << 48, u64::MAX] {
+            assert_eq!(read_revision(&revision_id(revision)), Ok(revision));
+        }
+        for text in ["", "7", "b75dcd81-303e-4c1c-a0b4-6f1d0a4b5b0e", "+0000000-0000-4000-8000-000000000007"] {
+            assert_eq!(read_revision(text).unwrap_err().status().as_u16(), 412, "{text}");
         }
     }
 
