@@ -64,6 +64,18 @@ impl Code {
         bay
     }
 
+    /// It runs on exactly these cores.
+    pub(super) fn has_cores(&self, shards: &[Shard]) -> bool {
+        self.bays.iter().map(|bay| bay.shard.core).eq(shards.iter().map(|shard| shard.core))
+    }
+
+    /// Takes over new priorities and numbers of instances for the cores it has.
+    pub(super) fn reshape(&mut self, shards: &[Shard]) {
+        for (bay, shard) in self.bays.iter_mut().zip(shards) {
+            bay.shard = *shard;
+        }
+    }
+
     /// Every core has its warm reserve.
     pub(super) fn is_warm(&self) -> bool {
         self.bays.iter().all(|bay| usize::try_from(bay.shard.warm).is_ok_and(|warm| warm <= bay.idle.len()))

@@ -41,21 +41,25 @@ impl Engine {
     pub(super) fn revise(&mut self, key: FunctionKey, reservation: &Reservation, actions: &mut Vec<Action>) {
         let Some(function) = self.functions.get_mut(&key) else { return };
         let deployment = Deployment { reservation: Some(reservation.clone()), ..function.deployment.clone() };
-        let cores = |shards: &[crate::port::Shard]| shards.iter().map(|shard| shard.core).collect::<Vec<u16>>();
-        let Some(serving) = &mut function.serving else {
-            return self.install(deployment, actions);
-        };
-        let current: Vec<u16> = serving.bays.iter().map(|bay| bay.shard.core).collect();
-        if current != cores(&reservation.shards) {
+        let mut codes = Vec::new();
+        if let Some(incoming) = &mut function.incoming
+            && incoming.deployment.reservation.as_ref().is_some_and(|other| other.generation == reservation.generation)
+            && incoming.code.has_cores(&reservation.shards)
+        {
+            incoming.code.reshape(&reservation.shards);
+            incoming.deployment.reservation = Some(reservation.clone());
+            codes.push(incoming.code.id);
+        }
+        let serving = function.serving.as_mut().filter(|code| code.has_cores(&reservation.shards));
+        if let Some(serving) = serving {
+            serving.reshape(&reservation.shards);
+            codes.push(serving.id);
+            self.adopt_terms(key, deployment, actions);
+        } else if codes.is_empty() || function.serving.is_some() {
             return self.install(deployment, actions);
         }
-        for (bay, shard) in serving.bays.iter_mut().zip(&reservation.shards) {
-            bay.shard = *shard;
-        }
-        let code = serving.id;
-        self.adopt_terms(key, deployment, actions);
         for (id, instance) in &mut self.instances {
-            if instance.code != code || instance.state == State::Dying {
+            if !codes.contains(&instance.code) || instance.state == State::Dying {
                 continue;
             }
             let on = Placement::RealTime { core: instance.core, priority: reservation.shards[instance.bay].priority };
@@ -65,6 +69,7 @@ impl Engine {
             }
         }
         self.replenish(key, actions);
+        self.switch_if_warm(key, actions);
     }
 
     /// Removes a function. What runs may end; whatever waits is refused.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dispatch::Slot;
+use dispatch::{Full, Slot};
 use model::{End, FunctionKey, InvocationId, LeaseId, Overflow, Time};
 
 use super::fleet::Waiter;
@@ -50,7 +50,10 @@ impl Engine {
                     return self.turn_away(id, queued, Refusal::Expired { deadline }, actions);
                 }
                 let (pacer, room) = (function.pacer, function.queued < limit);
-                if !room || self.paced(pacer).queue.push(id, latest, queued).is_err() {
+                if !room {
+                    return self.turn_away(id, queued, Refusal::QueueFull { limit, next }, actions);
+                }
+                if let Err(Full { limit }) = self.paced(pacer).queue.push(id, latest, queued) {
                     return self.turn_away(id, queued, Refusal::QueueFull { limit, next }, actions);
                 }
                 self.invocations.insert(id, Invocation::Queued { pacer });

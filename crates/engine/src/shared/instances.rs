@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::{End, FunctionKey, InstanceId};
 
-use super::{Engine, Function, Incoming, Instance, State, Timer};
+use super::{Engine, Function, Incoming, Instance, PATIENCE, Room, Space, State, Timer};
 use crate::port::{Action, Deployment, Placement, Refusal};
 use crate::restarts::Restarts;
 
@@ -113,7 +113,7 @@ impl Engine {
                 continue;
             };
             let (memory, version, code) = (incoming.deployment.memory, incoming.deployment.version, incoming.code);
-            if self.now < incoming.restarts.retry_at() || !self.make_room(u64::from(memory.mib()), actions) {
+            if self.now < incoming.restarts.retry_at() || self.make_room(u64::from(memory.mib()), actions) != Space::Made {
                 continue;
             }
             self.installing.remove(&key);
@@ -125,19 +125,21 @@ impl Engine {
         }
     }
 
-    /// Starts an instance of the version that serves, evicting idle ones where it must. `None`: there is no room yet.
-    pub(super) fn start(&mut self, key: FunctionKey, actions: &mut Vec<Action>) -> Option<InstanceId> {
-        let function = self.functions.get(&key)?;
+    /// Starts an instance of the version that serves, evicting idle ones where it must.
+    pub(super) fn start(&mut self, key: FunctionKey, actions: &mut Vec<Action>) -> Space {
+        let Some(function) = self.functions.get(&key) else { return Space::Held };
         let (mib, version, code) = (u64::from(function.deployment.memory.mib()), function.deployment.version, function.code);
-        if !self.make_room(mib, actions) {
-            return None;
+        let space = self.make_room(mib, actions);
+        if space != Space::Made {
+            return space;
         }
         let id = self.spawn(key, code, mib);
-        let function = self.functions.get_mut(&key)?;
-        function.starting += 1;
-        function.total += 1;
+        if let Some(function) = self.functions.get_mut(&key) {
+            function.starting += 1;
+            function.total += 1;
+        }
         actions.push(Action::Start { instance: id, function: key, version, on: Placement::BestEffort });
-        Some(id)
+        space
     }
 
     fn spawn(&mut self, key: FunctionKey, code: u64, mib: u64) -> InstanceId {
@@ -150,20 +152,34 @@ impl Engine {
         id
     }
 
-    /// Whether there is room for an instance of this size. Evicts the least recently used idle instances until there is, or
-    /// will be when those being killed are gone.
-    fn make_room(&mut self, mib: u64, actions: &mut Vec<Action>) -> bool {
+    /// Makes room for an instance of this size. Evicts the least recently used idle instances until there is room, or will
+    /// be when those being killed are gone; evicts none where long runs hold so much that it would be for nothing.
+    fn make_room(&mut self, mib: u64, actions: &mut Vec<Action>) -> Space {
+        let (memory, limit) = (self.options.memory_mib, self.options.instances);
+        let fits = |used: Room| used.mib + mib <= memory && used.instances < limit;
+        if fits(self.used) {
+            return Space::Made;
+        }
+        if !fits(self.held_by_long_runs()) {
+            return Space::Held;
+        }
         loop {
-            let fits = |used_mib: u64, used: u32| used_mib + mib <= self.options.memory_mib && used < self.options.instances;
-            if fits(self.used.mib, self.used.instances) {
-                return true;
+            if fits(self.used) {
+                return Space::Made;
             }
-            if fits(self.used.mib - self.dying.mib, self.used.instances - self.dying.instances) {
-                return false;
-            }
-            let Some((_, oldest)) = self.idle.first().copied() else { return false };
+            let alive = Room { mib: self.used.mib - self.dying.mib, instances: self.used.instances - self.dying.instances };
+            let Some((_, oldest)) = self.idle.first().copied().filter(|_| !fits(alive)) else { return Space::Soon };
             self.kill(oldest, actions);
         }
+    }
+
+    fn held_by_long_runs(&self) -> Room {
+        let mut held = Room::default();
+        for run in self.running.values().filter(|run| run.delivered + PATIENCE <= self.now) {
+            held.mib += self.instances.get(&run.instance).map_or(0, |instance| instance.mib);
+            held.instances += 1;
+        }
+        held
     }
 
     pub(super) fn ready(&mut self, id: InstanceId, actions: &mut Vec<Action>) {

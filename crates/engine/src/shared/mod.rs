@@ -3,7 +3,8 @@
 //! It is work-conserving and fair: whatever memory and concurrency it is given is used by whoever has work, and who was
 //! served least run time goes first, between tenants first and between a tenant's functions then. Instances are started on
 //! demand, kept idle for a while, and evicted, the least recently used first, when another function's turn needs their
-//! memory. A function whose turn it is keeps its turn until it has what it needs; nobody behind it can starve it.
+//! memory. A function whose turn it is keeps its turn until it has what it needs, so that a flood which never lets an
+//! instance rest cannot starve it; only when long runs hold the memory it needs does its turn go to others meanwhile.
 //!
 //! What it keeps at all times: the limits of [`Options`], one invocation per instance, one answer per invocation.
 
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dispatch::{Charge, Error, FairQueue, Limits};
-use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId, Time, Version};
+use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId, Tenant, Time, Version};
 
 use crate::port::{Action, Allowance, Deployment, Event, Refusal};
 use crate::restarts::Restarts;
@@ -92,6 +93,8 @@ pub struct Engine {
     dying: Room,
     timers: BTreeSet<(Time, Timer)>,
     idle_armed: Option<Time>,
+    /// The timer that looks again who holds the room is set.
+    impatient: bool,
     numbers: u64,
 }
 
@@ -157,6 +160,25 @@ enum Timer {
     Starting(InstanceId),
     Restart(FunctionKey),
     Idle,
+    /// Who waits for room looks again who holds it.
+    Patience,
+}
+
+/// A run that takes longer than this is not waited for by those who need its memory.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Whether there is room for an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Space {
+    Made,
+    /// When those being killed are gone, or short runs have ended.
+    Soon,
+    /// By runs that have taken long already.
+    Held,
+}
+
+fn function_tenant(functions: &BTreeMap<FunctionKey, Function>, key: FunctionKey) -> Tenant {
+    functions.get(&key).map_or_else(Tenant::default, |function| function.deployment.tenant.clone())
 }
 
 impl Engine {
@@ -178,6 +200,7 @@ impl Engine {
             dying: Room { mib: 0, instances: 0 },
             timers: BTreeSet::new(),
             idle_armed: None,
+            impatient: false,
             numbers: 0,
         }
     }
@@ -222,6 +245,7 @@ impl Engine {
                 Timer::Starting(instance) => self.start_overdue(instance, actions),
                 Timer::Restart(function) => self.refresh(function),
                 Timer::Idle => self.drop_idle(actions),
+                Timer::Patience => self.impatient = false,
             }
             self.schedule(actions);
         }
@@ -267,17 +291,34 @@ impl Engine {
     /// Runs what can run, in the order of the turns.
     fn schedule(&mut self, actions: &mut Vec<Action>) {
         self.start_incoming(actions);
+        let mut passed_over = Vec::new();
         while u32::try_from(self.running.len()).is_ok_and(|running| running < self.options.concurrency) {
-            let Some(key) = self.queue.first() else { return };
-            let idle = self.functions.get(&key).and_then(|function| function.idle.last().copied());
-            match idle {
-                Some((_, instance)) => self.serve(key, instance, actions),
-                // It is the turn of a function without an instance: nobody behind it takes the room it waits for.
-                None => match self.start(key, actions) {
-                    Some(_) => self.refresh(key),
-                    None => return,
-                },
+            let Some(key) = self.queue.first() else { break };
+            let Some(function) = self.functions.get(&key) else { break };
+            if let Some((_, instance)) = function.idle.last().copied() {
+                self.serve(key, instance, actions);
+                continue;
             }
+            match self.start(key, actions) {
+                Space::Made => self.refresh(key),
+                // It is its turn, and nobody behind it takes the room that it will have soon.
+                Space::Soon => {
+                    if !self.impatient {
+                        self.impatient = true;
+                        self.timers.insert((self.now + PATIENCE, Timer::Patience));
+                    }
+                    break;
+                }
+                // The room it needs is held by long runs: meanwhile the turn goes to others.
+                Space::Held => {
+                    let tenant = function_tenant(&self.functions, key);
+                    self.queue.pass_over(&tenant, key);
+                    passed_over.push(key);
+                }
+            }
+        }
+        for key in passed_over {
+            self.refresh(key);
         }
     }
 

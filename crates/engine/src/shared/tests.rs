@@ -257,6 +257,23 @@ fn a_flood_does_not_keep_the_memory_from_another_tenant() {
 }
 
 #[test]
+fn a_long_run_that_holds_the_memory_of_one_does_not_stop_the_others() {
+    let mut world = World::new(1, options());
+    let patient = Deployment { timeout: Duration::from_secs(900), ..deployment(1, "long", 700) };
+    world.install(patient, Duration::from_secs(600));
+    world.install(deployment(2, "big", 700), 5 * MS);
+    world.install(deployment(3, "small", 100), 5 * MS);
+    world.arrive(1);
+    world.run_for(Duration::from_secs(1));
+    world.arrive(2);
+    world.arrive(3);
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.delivered, [FunctionKey(1), FunctionKey(3)]);
+    world.run_for(Duration::from_secs(700));
+    assert_eq!(world.delivered.last(), Some(&FunctionKey(2)));
+}
+
+#[test]
 fn whoever_does_not_start_is_told_so() {
     let mut world = World::new(1, options());
     world.faults = 1000;
