@@ -139,13 +139,15 @@ impl Shared {
         let name = function.serving(&self.home)?;
         let update = api::update_code(&read(body, MAX_PACKAGE_REQUEST_BYTES, "UpdateFunctionCode").await?)?;
         let known = self.find(name)?;
-        api::check_revision(update.revision.as_deref(), known.revision)?;
-        let revision = update.revision.map(|_| known.revision);
         let function = match update.dry_run {
+            DryRun::Yes if update.revision.is_some_and(|wanted| wanted != known.revision) => {
+                return Err(Error::stale_revision());
+            }
             DryRun::Yes => known,
             DryRun::No => {
                 let change = Change::Code { package: Bytes::from(update.package) };
-                self.deploy(Deploy { name: name.clone(), change, revision, answer: Answer::WhenAdmitted }).await?
+                self.deploy(Deploy { name: name.clone(), change, revision: update.revision, answer: Answer::WhenAdmitted })
+                    .await?
             }
         };
         Ok(api::json_response(StatusCode::OK, &Described::new(&self.home, &function).configuration()))
@@ -154,9 +156,7 @@ impl Shared {
     async fn update_configuration(&self, function: &FunctionRef, body: Body) -> Answered {
         let name = function.serving(&self.home)?;
         let update = api::update_configuration(&read(body, MAX_REQUEST_BYTES, "UpdateFunctionConfiguration").await?)?;
-        let known = self.find(name)?;
-        api::check_revision(update.revision.as_deref(), known.revision)?;
-        let revision = update.revision.as_ref().map(|_| known.revision);
+        let revision = update.revision;
         let function = self.edit(name, revision, Answer::WhenAdmitted, move |spec| update.apply(spec)).await?;
         Ok(api::json_response(StatusCode::OK, &Described::new(&self.home, &function).configuration()))
     }
