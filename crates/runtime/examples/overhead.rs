@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response};
-use model::{InvocationId, Time};
+use model::{InvocationId, Runtime, Time};
 use takt_runtime::api::{ConnectionId, Content, Delivery, Event, Invocation, Reply, Session, body_limit};
 use takt_runtime::bootstrap;
 use takt_runtime::http1::{After, Connection, Limits};
@@ -32,17 +32,18 @@ fn main() -> Result<(), Failure> {
     std::fs::write(dir.join("main.js"), "exports.handler = async (event) => event;\n")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for interpreter in std::env::args().skip(1) {
-        let script = if interpreter.contains("node") { bootstrap::NODEJS_FILE } else { bootstrap::PYTHON_FILE };
-        runtime.block_on(measure(&PathBuf::from(interpreter), &dir, script))?;
+        let kind = if interpreter.contains("node") { Runtime::NodeJs } else { Runtime::Python };
+        runtime.block_on(measure(&PathBuf::from(interpreter), &dir, kind))?;
     }
     Ok(std::fs::remove_dir_all(dir)?)
 }
 
-async fn measure(interpreter: &Path, dir: &Path, script: &str) -> Result<(), Failure> {
+async fn measure(interpreter: &Path, dir: &Path, kind: Runtime) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let spawned = clock::now();
     let mut child = Command::new(interpreter)
-        .arg(dir.join(script))
+        .args(bootstrap::interpreter_arguments(kind))
+        .arg(bootstrap::program(kind, dir, dir))
         .env("AWS_LAMBDA_RUNTIME_API", listener.local_addr()?.to_string())
         .env("LAMBDA_TASK_ROOT", dir)
         .env("_HANDLER", "main.handler")

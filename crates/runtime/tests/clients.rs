@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use http::HeaderValue;
+use model::Runtime;
 use serde_json::{Value, json};
 use support::{ARN, Instance, command, run};
 use takt_runtime::api::{Event, Failure, MAX_RESPONSE_BYTES, client_context};
@@ -59,21 +60,28 @@ fn node() -> Option<PathBuf> {
 
 struct Client {
     program: PathBuf,
+    arguments: &'static [&'static str],
     script: PathBuf,
     _dir: TempDir,
 }
 
 impl Client {
-    fn new(program: &Path, script: &str) -> Self {
+    fn new(program: &Path, runtime: Runtime) -> Self {
         let dir = tempfile::tempdir().unwrap();
         bootstrap::install(dir.path()).unwrap();
-        Self { program: resolved(program), script: dir.path().join(script), _dir: dir }
+        let script = bootstrap::program(runtime, dir.path(), &functions());
+        let arguments = bootstrap::interpreter_arguments(runtime);
+        Self { program: resolved(program), arguments, script, _dir: dir }
     }
 
     async fn start(&self, handler: &str) -> Instance {
+        Instance::start(self.command(handler)).await
+    }
+
+    fn command(&self, handler: &str) -> Command {
         let mut command = command(&self.program, &functions(), handler);
-        command.arg(&self.script).env("PYTHONDONTWRITEBYTECODE", "1");
-        Instance::start(command).await
+        command.args(self.arguments).arg(&self.script).env("PYTHONDONTWRITEBYTECODE", "1");
+        command
     }
 
     async fn serving(&self, handler: &str) -> Instance {
@@ -100,7 +108,7 @@ fn resolved(program: &Path) -> PathBuf {
 #[test]
 fn a_python_function_gets_its_event_and_context() {
     for python in pythons() {
-        let client = Client::new(&python, bootstrap::PYTHON_FILE);
+        let client = Client::new(&python, Runtime::Python);
         run(async {
             let mut instance = client.start("main.handler").await;
             assert!(matches!(instance.event().await, Event::Ready { init: Some(_) }));
@@ -129,7 +137,7 @@ fn a_python_function_gets_its_event_and_context() {
 #[test]
 fn a_python_error_has_the_shape_of_awss_and_no_frame_of_ours() {
     for python in pythons() {
-        let client = Client::new(&python, bootstrap::PYTHON_FILE);
+        let client = Client::new(&python, Runtime::Python);
         run(async {
             let mut instance = client.serving("main.handler").await;
             let error = instance.call(r#"{"do": "raise"}"#).await.unwrap_err();
@@ -155,7 +163,7 @@ fn a_python_error_has_the_shape_of_awss_and_no_frame_of_ours() {
 #[test]
 fn a_python_function_that_cannot_start_says_why() {
     for python in pythons() {
-        let client = Client::new(&python, bootstrap::PYTHON_FILE);
+        let client = Client::new(&python, Runtime::Python);
         for (handler, kind) in [
             ("absent.handler", "Runtime.ImportModuleError"),
             ("broken_import.handler", "Runtime.ImportModuleError"),
@@ -178,7 +186,7 @@ fn a_python_function_that_cannot_start_says_why() {
 #[test]
 fn python_logs_come_line_by_line_in_awss_format() {
     for python in pythons() {
-        let client = Client::new(&python, bootstrap::PYTHON_FILE);
+        let client = Client::new(&python, Runtime::Python);
         run(async {
             let mut instance = client.serving("main.handler").await;
             assert_eq!(instance.call(r#"{"do": "log"}"#).await, Ok(Value::Null));
@@ -198,9 +206,29 @@ fn python_logs_come_line_by_line_in_awss_format() {
 }
 
 #[test]
+fn logs_are_json_where_that_is_asked_for() {
+    let clients = pythons().into_iter().map(|python| (Client::new(&python, Runtime::Python), "main.handler", "careful"));
+    let clients = clients.chain(node().map(|node| (Client::new(&node, Runtime::NodeJs), "main.async", "two\nlines 5")));
+    for (client, handler, message) in clients {
+        run(async {
+            let mut command = client.command(handler);
+            command.env("AWS_LAMBDA_LOG_FORMAT", "JSON");
+            let mut instance = Instance::start(command).await;
+            instance.ready().await;
+            instance.call(r#"{"do": "log"}"#).await.unwrap();
+            let log = instance.log();
+            let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let line = lines.iter().find(|line| line["message"] == message).expect(&log);
+            line["requestId"].as_str().unwrap().parse::<model::InvocationId>().unwrap();
+            assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
+        });
+    }
+}
+
+#[test]
 fn a_python_function_that_exits_takes_its_instance_with_it() {
     for python in pythons() {
-        let client = Client::new(&python, bootstrap::PYTHON_FILE);
+        let client = Client::new(&python, Runtime::Python);
         run(async {
             let mut instance = client.serving("main.handler").await;
             let invocation = instance.invocation(r#"{"do": "exit"}"#);
@@ -215,7 +243,7 @@ fn a_python_function_that_exits_takes_its_instance_with_it() {
 #[test]
 fn a_node_function_is_async_or_calls_back_or_ends_through_its_context() {
     let Some(node) = node() else { return };
-    let client = Client::new(&node, bootstrap::NODEJS_FILE);
+    let client = Client::new(&node, Runtime::NodeJs);
     run(async {
         let mut instance = client.serving("main.async").await;
         let event = json!({ "do": "later", "text": "ä€" });
@@ -247,7 +275,7 @@ fn a_node_function_is_async_or_calls_back_or_ends_through_its_context() {
 #[test]
 fn a_node_function_gets_its_context() {
     let Some(node) = node() else { return };
-    let client = Client::new(&node, bootstrap::NODEJS_FILE);
+    let client = Client::new(&node, Runtime::NodeJs);
     run(async {
         let mut instance = client.serving("main.async").await;
         let mut invocation = instance.invocation(r#"{"do": "context"}"#);
@@ -271,7 +299,7 @@ fn a_node_function_gets_its_context() {
 #[test]
 fn a_node_error_has_the_shape_of_awss_and_no_frame_of_ours() {
     let Some(node) = node() else { return };
-    let client = Client::new(&node, bootstrap::NODEJS_FILE);
+    let client = Client::new(&node, Runtime::NodeJs);
     run(async {
         let mut instance = client.serving("main.async").await;
         let error = instance.call(r#"{"do": "raise"}"#).await.unwrap_err();
@@ -297,7 +325,7 @@ fn a_node_error_has_the_shape_of_awss_and_no_frame_of_ours() {
 #[test]
 fn a_node_function_that_cannot_start_or_falls_over_says_why() {
     let Some(node) = node() else { return };
-    let client = Client::new(&node, bootstrap::NODEJS_FILE);
+    let client = Client::new(&node, Runtime::NodeJs);
     run(async {
         for (handler, kind) in [
             ("absent.handler", "Runtime.ImportModuleError"),

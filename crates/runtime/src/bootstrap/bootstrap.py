@@ -12,13 +12,11 @@ import gc
 
 gc.disable()  # nothing made while loading is garbage worth looking for; see main()
 
-import importlib
 import json
-import logging
 import os
-import socket
 import sys
-import traceback
+
+import _socket  # the module `socket` itself takes longer to load than all of this file
 
 _API = "/2018-06-01/runtime"
 _READ_BYTES = 65536
@@ -42,8 +40,11 @@ class Wire:
 
     def __init__(self, address):
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host.strip("[]"), int(port)))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        found = _socket.getaddrinfo(host.strip("[]"), int(port), 0, _socket.SOCK_STREAM)
+        family, kind, protocol, _, place = found[0]
+        self._socket = _socket.socket(family, kind, protocol)
+        self._socket.connect(place)
+        self._socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         self._buffer = b""
         host_line = "Host: {}\r\nUser-Agent: takt-python/1\r\n".format(address)
         self._post = " HTTP/1.1\r\n{}Content-Length: ".format(host_line)
@@ -194,52 +195,80 @@ class LambdaContext:
 # --- logs ---------------------------------------------------------------------------------------------------------------
 
 _request_id = ""
-_PLAIN_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"aws_request_id", "message", "asctime"}
-
-
-class _LogHandler(logging.Handler):
-    def emit(self, record):
-        try:
-            record.aws_request_id = _request_id
-            sys.stdout.write(self.format(record))
-        except Exception:
-            self.handleError(record)
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record):
-        message = record.msg if isinstance(record.msg, dict) and not record.args else record.getMessage()
-        line = {
-            "timestamp": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"),
-            "level": record.levelname,
-            "message": message,
-            "logger": record.name,
-            "requestId": record.aws_request_id or None,
-        }
-        if record.exc_info and record.exc_info[0]:
-            line["stackTrace"] = traceback.format_tb(record.exc_info[2])
-            line["errorType"] = record.exc_info[0].__name__
-            line["errorMessage"] = str(record.exc_info[1])
-            line["location"] = "{}:{}:{}".format(record.pathname, record.funcName, record.lineno)
-        for key, value in record.__dict__.items():
-            if key not in _PLAIN_ATTRIBUTES and key not in line:
-                line[key] = value
-        line = {key: value for key, value in line.items() if value is not None}
-        return json.dumps(line, ensure_ascii=False, default=str) + "\n"
 
 
 def _logs_are_json():
     return os.environ.get("AWS_LAMBDA_LOG_FORMAT", "").upper() == "JSON"
 
 
-def set_up_logs():
+def set_up_output():
     for stream in (sys.stdout, sys.stderr):
         # One write per line: what reads the other end never sees half of one, and a kill loses at most the last.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+class LoggingWatch:
+    """Gives `logging` AWS's handler when the function first imports it; loading it takes longer than all else here."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name != "logging":
+            return None
+        sys.meta_path.remove(LoggingWatch)
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_set_up(module):
+            execute(module)
+            set_up_logging(module)
+
+        spec.loader.exec_module = execute_and_set_up
+        return spec
+
+
+def set_up_logging(logging):
+    class LogHandler(logging.Handler):
+        def emit(self, record):
+            try:
+                record.aws_request_id = _request_id
+                sys.stdout.write(self.format(record))
+            except Exception:
+                self.handleError(record)
+
+    plain = frozenset(logging.makeLogRecord({}).__dict__) | {"aws_request_id", "message", "asctime"}
+
+    class JsonFormatter(logging.Formatter):
+        def format(self, record):
+            message = record.msg if isinstance(record.msg, dict) and not record.args else record.getMessage()
+            line = {
+                "timestamp": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"),
+                "level": record.levelname,
+                "message": message,
+                "logger": record.name,
+                "requestId": record.aws_request_id or None,
+            }
+            if record.exc_info and record.exc_info[0]:
+                import traceback
+
+                line["stackTrace"] = traceback.format_tb(record.exc_info[2])
+                line["errorType"] = record.exc_info[0].__name__
+                line["errorMessage"] = str(record.exc_info[1])
+                line["location"] = "{}:{}:{}".format(record.pathname, record.funcName, record.lineno)
+            for key, value in record.__dict__.items():
+                if key not in plain and key not in line:
+                    line[key] = value
+            line = {key: value for key, value in line.items() if value is not None}
+            return json.dumps(line, ensure_ascii=False, default=str) + "\n"
+
     logging.Formatter.converter = time.gmtime
-    handler = _LogHandler()
+    handler = LogHandler()
     if _logs_are_json():
-        handler.setFormatter(_JsonFormatter())
+        handler.setFormatter(JsonFormatter())
     else:
         line = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(message)s\n"
         handler.setFormatter(logging.Formatter(line, "%Y-%m-%dT%H:%M:%S"))
@@ -280,11 +309,19 @@ def _text(value):
 
 def _frames(error):
     """The function's own frames: those of this file and of the import machinery above them are left out."""
+    import traceback
+
     frames = [(frame.filename, frame.lineno, frame.name, frame.line) for frame in traceback.extract_tb(error.__traceback__)]
     for at, frame in enumerate(frames):
-        if frame[0] != _SELF and not frame[0].startswith("<frozen importlib") and frame[0] != importlib.__file__:
+        if frame[0] != _SELF and not frame[0].startswith("<frozen importlib"):
             return frames[at:]
     return []
+
+
+def _trace(error):
+    import traceback
+
+    return traceback.format_list(_frames(error))
 
 
 def report(error, request_id=None):
@@ -292,8 +329,7 @@ def report(error, request_id=None):
     if isinstance(error, Fault):
         made = {"errorMessage": _text(error), "errorType": error.error_type, "stackTrace": error.trace}
     else:
-        trace = traceback.format_list(_frames(error))
-        made = {"errorMessage": _text(error), "errorType": type(error).__name__, "stackTrace": trace}
+        made = {"errorMessage": _text(error), "errorType": type(error).__name__, "stackTrace": _trace(error)}
     made["requestId"] = request_id or ""
     return made
 
@@ -362,16 +398,17 @@ def load_handler(name):
         text = "Cannot use built-in module {} as a handler module".format(module_name)
         raise Fault("Runtime.BuiltInModuleConflict", text)
     try:
-        module = importlib.import_module(module_name.replace("/", "."))
+        module_name = module_name.replace("/", ".")
+        __import__(module_name)
     except ImportError as error:
         text = "Unable to import module '{}': {}".format(module_name, error)
-        raise Fault("Runtime.ImportModuleError", text, traceback.format_list(_frames(error))) from None
+        raise Fault("Runtime.ImportModuleError", text, _trace(error)) from None
     except SyntaxError as error:
         trace = ['  File "{}" Line {}\n    {}'.format(error.filename, error.lineno, error.text)]
         text = "Syntax error in module '{}': {}".format(module_name, error)
         raise Fault("Runtime.UserCodeSyntaxError", text, trace) from None
     try:
-        return getattr(module, function_name)
+        return getattr(sys.modules[module_name], function_name)
     except AttributeError:
         text = "Handler '{}' missing on module '{}'".format(function_name, module_name)
         raise Fault("Runtime.HandlerNotFound", text) from None
@@ -426,10 +463,26 @@ def serve(wire, handler):
         answer = None
 
 
+def set_up_path():
+    """The function's own code first, in the place of this file's folder; then, as without -S, installed packages."""
+    sys.path[0] = os.environ.get("LAMBDA_TASK_ROOT") or os.getcwd()
+    if not sys.flags.no_site:
+        return
+    import builtins
+
+    builtins.exit = builtins.quit = sys.exit
+    version = "python{}.{}".format(*sys.version_info[:2])
+    for prefix in dict.fromkeys((os.path.dirname(os.path.dirname(sys.executable)), sys.prefix)):
+        for folder in ("lib/" + version + "/site-packages", "lib/" + version + "/dist-packages", "lib/python3/dist-packages"):
+            path = os.path.join(prefix, folder)
+            if path not in sys.path and os.path.isdir(path):
+                sys.path.append(path)
+
+
 def main():
-    root = os.environ.get("LAMBDA_TASK_ROOT") or os.getcwd()
-    sys.path[0] = root  # where this file lies is nobody's business
-    set_up_logs()
+    set_up_path()
+    set_up_output()
+    sys.meta_path.insert(0, LoggingWatch)
     wire = Wire(os.environ["AWS_LAMBDA_RUNTIME_API"])
     try:
         handler = load_handler(os.environ.get("_HANDLER", ""))
