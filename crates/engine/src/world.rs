@@ -349,7 +349,10 @@ impl World {
                     self.plan(delay, Happening::Abandon(id));
                 }
                 let deadline = deadline.map(|deadline| self.now + deadline);
-                self.tell(Event::Arrived { id, function, deadline });
+                // The stamp of a request may lie before what the engine was told last.
+                let stamp = if self.slowest { self.now } else { self.now.before(self.up_to(MS)) };
+                self.engine.handle(stamp, Event::Arrived { id, function, deadline }, &mut self.actions);
+                self.act();
             }
             Happening::Abandon(id) => {
                 if self.open.contains_key(&id) {
