@@ -156,6 +156,8 @@ fn a_python_error_has_the_shape_of_awss_and_no_frame_of_ours() {
             assert_eq!(too_large.error_type, "Function.ResponseSizeTooLarge");
             assert_eq!(instance.call(r#"{"do": "decimal"}"#).await, Ok(json!([1.5, 7])));
             assert_eq!(instance.invoke(r#"{"do": "bytes"}"#).await.result.unwrap().payload, [0, 0xff].as_slice());
+            let error = instance.call(r#"{"do": "closed"}"#).await.unwrap_err();
+            assert_eq!(error["errorType"], "ValueError", "closing the output hides no error");
         });
     }
 }
@@ -259,6 +261,7 @@ fn a_node_function_is_async_or_calls_back_or_ends_through_its_context() {
             ("done", Ok(json!("d"))),
             ("nothing", Ok(Value::Null)),
             ("plain", Ok(json!({ "do": "plain" }))),
+            ("both", Ok(json!("first"))),
             ("at-once", Ok(json!("at once"))),
             ("waits", Ok(json!(true))),
             ("fail", Err("f")),

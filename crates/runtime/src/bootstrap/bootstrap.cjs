@@ -288,8 +288,8 @@ function makeContext(invocation) {
 
 /** The first outcome counts; it is sent at once or, in callback style, when nothing is left to do. */
 function settle(invocation, error, result) {
-  if (invocation !== running || invocation.outcome) return;
-  invocation.outcome = { error, result };
+  if (invocation !== running) return;
+  invocation.outcome = invocation.outcome || { error, result };
   if (!invocation.waitsForEmptyLoop) send(invocation);
 }
 

@@ -340,17 +340,23 @@ def _header_text(text):
 
 
 def log_report(made):
+    try:
+        sys.stdout.write(_report_line(made))
+    except Exception:
+        pass  # the function closed its output; the report itself still goes to the node
+
+
+def _report_line(made):
     if _logs_are_json():
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        sys.stdout.write(json.dumps({"timestamp": stamp, "level": "ERROR", **made}) + "\n")
-        return
+        return json.dumps({"timestamp": stamp, "level": "ERROR", **made}) + "\n"
     lines = ["[ERROR] {}: {}".format(made["errorType"], made["errorMessage"]), "Traceback (most recent call last):"]
     for element in made["stackTrace"]:
         for line in element.splitlines():
             bare = line.lstrip(" ")
             lines.append("\u00a0" * (len(line) - len(bare)) + bare)
     # A carriage return keeps the report one record.
-    sys.stdout.write("\r".join(lines).replace("\n", "\r") + "\n")
+    return "\r".join(lines).replace("\n", "\r") + "\n"
 
 
 # --- values -------------------------------------------------------------------------------------------------------------

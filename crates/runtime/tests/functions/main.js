@@ -43,6 +43,10 @@ exports.callback = (event, context, callback) => {
   if (event.do === 'fail') return context.fail(new Error('f'));
   if (event.do === 'done') return context.done(null, 'd');
   if (event.do === 'throw') throw new Error('t');
+  if (event.do === 'both') {
+    callback(null, 'first');
+    throw new Error('second');
+  }
   if (event.do === 'error') return callback(new Error('e'));
   if (event.do === 'nothing') return 'ignored';
   if (event.do === 'at-once') {

@@ -43,6 +43,9 @@ def handler(event, context):
         }
     if do == "raise":
         inner()
+    if do == "closed":
+        sys.stdout.close()
+        inner()
     if do == "odd":
         raise Odd()
     if do == "unserialisable":
