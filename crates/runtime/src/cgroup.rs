@@ -1,7 +1,8 @@
 //! Control groups: limits per instance on memory, processes and CPU, for the v1, v2 and mixed layouts.
 //!
 //! Groups lie at `OWN/NAME/CLASS/INSTANCE` in every hierarchy in use, OWN being the group this process is in. On v2 a group
-//! with processes may have no limited children, so this process and its peers first move to the leaf `OWN/takt-daemon`.
+//! with processes may have no limited children, so this process and its parent first move to the leaf `OWN/takt-daemon`; a
+//! group shared with strangers is left alone and the top group used instead.
 //! With the v1 cpu hierarchy guaranteed instances get no cpu group: under `CONFIG_RT_GROUP_SCHED` a new one grants no
 //! real-time class, and their CPU time is governed by admission.
 
@@ -142,14 +143,15 @@ struct Place {
 }
 
 impl Layout {
-    /// Reads the layout below `root` ([`ROOT`]) for a process whose `/proc/self/cgroup` is `own`.
+    /// Reads the layout below `root` ([`ROOT`]) for a process whose `/proc/self/cgroup` is `own` and which may move the
+    /// processes of `family` (itself and its parent) to other groups.
     #[must_use]
-    pub fn detect(root: &Path, own: &str) -> Self {
+    pub fn detect(root: &Path, own: &str, family: &[i32]) -> Self {
         let mut places: Vec<Place> = Vec::new();
         for line in own.lines() {
             let mut fields = line.splitn(3, ':').skip(1);
             let (Some(names), Some(path)) = (fields.next(), fields.next()) else { continue };
-            let place = if names.is_empty() { v2_place(root, path) } else { v1_place(root, names, path) };
+            let place = if names.is_empty() { v2_place(root, path, family) } else { v1_place(root, names, path) };
             places.extend(place.filter(|place| !place.controllers.is_empty()));
         }
         Self { places }
@@ -157,7 +159,9 @@ impl Layout {
 
     /// The layout of this machine for this process.
     pub fn of_this_process() -> io::Result<Self> {
-        Ok(Self::detect(Path::new(ROOT), &fs::read_to_string("/proc/self/cgroup")?))
+        let mut family = vec![rustix::process::getpid().as_raw_nonzero().get()];
+        family.extend(rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get()));
+        Ok(Self::detect(Path::new(ROOT), &fs::read_to_string("/proc/self/cgroup")?, &family))
     }
 
     /// Whether groups with this controller can be made here: the directory is writable for us.
@@ -194,11 +198,17 @@ fn v1_place(root: &Path, names: &str, path: &str) -> Option<Place> {
     Some(Place { format: Format::V1, controllers, own: within(&mount, path) })
 }
 
-fn v2_place(root: &Path, path: &str) -> Option<Place> {
+/// The v2 group to make ours in: the own one if it is ours alone (a service with delegation) or all we can see (a container),
+/// else the top one, so that a login session's other processes stay where they are.
+fn v2_place(root: &Path, path: &str, family: &[i32]) -> Option<Place> {
     let mount = [root.to_owned(), root.join("unified")].into_iter().find(|mount| mount.join("cgroup.controllers").exists())?;
     let mut own = within(&mount, path);
     if own.file_name().is_some_and(|name| name == DAEMON_LEAF) {
         own.pop();
+    }
+    let strangers = processes(&own).is_ok_and(|all| all.iter().any(|one| !family.contains(&one.as_raw_nonzero().get())));
+    if strangers && !mount.join("cgroup.type").exists() && writable(&mount) {
+        own = mount;
     }
     let names = fs::read_to_string(own.join("cgroup.controllers")).ok()?;
     let mut controllers: Vec<_> =
@@ -528,7 +538,7 @@ mod tests {
     fn a_v2_system_gets_its_limits_where_its_service_lies() {
         let root = v2_tree();
         let service = root.path().join("system.slice/takt.service");
-        let layout = Layout::detect(root.path(), "0::/system.slice/takt.service\n");
+        let layout = Layout::detect(root.path(), "0::/system.slice/takt.service\n", &[4242, 4243]);
         assert!(layout.grants(Controller::Memory) && layout.grants(Controller::CpuAccounting));
         let groups = Groups::open(&layout, "takt-1").unwrap();
         assert_eq!(text(&service.join("takt-daemon/cgroup.procs")), "4243", "each process was moved, the last one last");
@@ -557,8 +567,19 @@ mod tests {
     fn a_daemon_already_in_its_leaf_makes_groups_beside_it() {
         let root = v2_tree();
         fs::create_dir(root.path().join("system.slice/takt.service/takt-daemon")).unwrap();
-        let layout = Layout::detect(root.path(), "0::/system.slice/takt.service/takt-daemon\n");
+        let layout = Layout::detect(root.path(), "0::/system.slice/takt.service/takt-daemon\n", &[4242, 4243]);
         assert_eq!(layout.places[0].own, root.path().join("system.slice/takt.service"));
+    }
+
+    #[test]
+    fn a_login_sessions_other_processes_stay_where_they_are() {
+        let root = v2_tree();
+        let layout = Layout::detect(root.path(), "0::/system.slice/takt.service\n", &[4242]);
+        assert_eq!(layout.places[0].own, root.path());
+        Groups::open(&layout, "takt-1").unwrap();
+        assert_eq!(text(&root.path().join("cgroup.subtree_control")), "+memory +pids +cpu");
+        assert!(!root.path().join("system.slice/takt.service/takt-daemon").exists());
+        assert!(root.path().join("takt-1/guaranteed").is_dir());
     }
 
     #[test]
@@ -568,7 +589,7 @@ mod tests {
             fs::create_dir(root.path().join(mount)).unwrap();
         }
         fs::write(root.path().join("memory/memory.memsw.limit_in_bytes"), "").unwrap();
-        let layout = Layout::detect(root.path(), "4:memory:/\n3:cpu,cpuacct:/\n2:pids:/\n1:name=systemd:/\n0::/\n");
+        let layout = Layout::detect(root.path(), "4:memory:/\n3:cpu,cpuacct:/\n2:pids:/\n1:name=systemd:/\n0::/\n", &[]);
         let groups = Groups::open(&layout, "takt-1").unwrap();
         let guaranteed = groups.create("i-1", &Limits { cpu: Cpu::Guaranteed, ..LIMITS }).unwrap();
         assert!(!root.path().join("cpu,cpuacct/takt-1/guaranteed").exists());
@@ -583,7 +604,7 @@ mod tests {
     #[test]
     fn a_system_without_the_controllers_is_refused_by_name() {
         let root = tempfile::tempdir().unwrap();
-        let error = Groups::open(&Layout::detect(root.path(), "0::/\n"), "takt-1").unwrap_err();
+        let error = Groups::open(&Layout::detect(root.path(), "0::/\n", &[]), "takt-1").unwrap_err();
         assert!(matches!(error, Error::NoController { controller: "memory", .. }), "{error}");
     }
 
@@ -630,7 +651,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_the_readers_panic(own in "[0-9a-z:,=/\n]{0,80}", text in "[a-z_0-9 \n-]{0,80}") {
-            let _ = Layout::detect(Path::new("/nonexistent"), &own);
+            let _ = Layout::detect(Path::new("/nonexistent"), &own, &[]);
             let _ = field(&text, "oom_kill");
         }
     }

@@ -181,7 +181,7 @@ pub fn spawn(options: &Options) -> Result<(Client, Service, Standing), SpawnErro
         .spawn()
         .map_err(|source| SpawnError::Start { program: options.program.clone(), source })?;
     let open = Request::Open { groups: options.groups.clone(), first_user: options.first_user };
-    ours.send(&text(&open), &[]).map_err(talk)?;
+    ours.send(&text(&open).map_err(talk)?, &[]).map_err(talk)?;
     let message = ours.receive().map_err(talk)?.ok_or(SpawnError::Silent)?;
     let standing = match serde_json::from_slice(&message.bytes) {
         Ok(Answer::Opened(Ok(standing))) => standing,
@@ -194,15 +194,17 @@ pub fn spawn(options: &Options) -> Result<(Client, Service, Standing), SpawnErro
     Ok((Client { shared: Arc::clone(&shared) }, Service { shared, launcher }, standing))
 }
 
-fn text(request: &Request) -> Vec<u8> {
-    serde_json::to_vec(request).expect("invariant: requests are maps with text keys")
+/// A request as bytes. Errors for paths that are not text.
+fn text(request: &Request) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(request)?)
 }
 
 impl Client {
     /// Starts an instance and returns when its program runs. Dropping the future, or the result, kills the instance.
     pub async fn start(&self, launch: &Launch) -> Result<Started, Error> {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let bytes = text(&Request::Start { id, launch: Box::new(launch.clone()) });
+        let request = Request::Start { id, launch: Box::new(launch.clone()) };
+        let bytes = text(&request).map_err(|source| Error::Talk { source })?;
         if BYTES_MAX < bytes.len() {
             return Err(Error::TooLarge { bytes: bytes.len(), limit: BYTES_MAX });
         }
