@@ -632,3 +632,132 @@ async fn node_runs_and_all_its_threads_change_class() {
     drop(connection);
     succeeded(&finish(started).await, "42");
 }
+
+/// Reads one HTTP request, head and body, as text.
+async fn request(connection: &mut tokio::net::TcpStream) -> String {
+    use tokio::io::AsyncReadExt;
+    let mut text = String::new();
+    loop {
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+            if length.unwrap_or(0) <= body.len() {
+                return format!("{head}\n{}", &body[..length.unwrap_or(0)]);
+            }
+        }
+        let mut bytes = [0; 4096];
+        let count = connection.read(&mut bytes).await.unwrap();
+        assert!(0 < count, "the connection ended after `{text}`");
+        text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+    }
+}
+
+/// Serves one invocation by hand and returns the request with its result.
+async fn serve_one(listener: std::net::TcpListener) -> String {
+    use tokio::io::AsyncWriteExt;
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let (mut connection, _) = listener.accept().await.unwrap();
+    loop {
+        let asked = request(&mut connection).await;
+        if asked.starts_with("POST") {
+            return asked;
+        }
+        assert!(asked.starts_with("GET /2018-06-01/runtime/invocation/next"), "{asked}");
+        let invocation = "HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: 00000000-0000-4000-8000-000000000001\r\n\
+                          Lambda-Runtime-Deadline-Ms: 4102444800000\r\nLambda-Runtime-Invoked-Function-Arn: arn\r\n\
+                          Content-Type: application/json\r\nContent-Length: 7\r\n\r\n{\"x\":6}";
+        connection.write_all(invocation.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn our_runtime_clients_serve_from_inside() {
+    let Some(bench) = Bench::new("clients") else { return };
+    let clients = tempfile::tempdir().unwrap();
+    takt_runtime::bootstrap::install(clients.path()).unwrap();
+    std::fs::write(bench.package.path().join("py.py"), "def handler(event, context): return event['x'] * 7").unwrap();
+    std::fs::write(bench.package.path().join("js.js"), "exports.handler = async (event) => event.x * 7").unwrap();
+    for (language, name, file, handler) in [
+        (Language::Python, "python3", takt_runtime::bootstrap::PYTHON_FILE, "py.handler"),
+        (Language::Nodejs, "node", takt_runtime::bootstrap::NODEJS_FILE, "js.handler"),
+    ] {
+        let interpreter = match sandbox::interpreter(language, Path::new(name)) {
+            Ok(interpreter) => interpreter,
+            Err(error) => {
+                println!("skipped: {error}");
+                continue;
+            }
+        };
+        let script = format!("{}/{file}", sandbox::BOOTSTRAP);
+        let mut launch = bench.launch(&[interpreter.program.to_str().unwrap(), &script]);
+        launch.bootstrap = Some(clients.path().to_owned());
+        launch.extra = interpreter.paths;
+        launch.memory = Memory::from_mib(256).unwrap();
+        for (key, value) in [
+            ("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:9001"),
+            ("_HANDLER", handler),
+            ("LAMBDA_TASK_ROOT", sandbox::CODE),
+            ("AWS_LAMBDA_FUNCTION_NAME", "f"),
+            ("AWS_LAMBDA_FUNCTION_VERSION", "1"),
+            ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256"),
+            ("AWS_LAMBDA_LOG_GROUP_NAME", "g"),
+            ("AWS_LAMBDA_LOG_STREAM_NAME", "s"),
+        ] {
+            launch.env.insert(key.to_owned(), value.to_owned());
+        }
+        let started = bench.client.start(&launch).await.unwrap();
+        let answer = serve_one(started.listener.try_clone().unwrap()).await;
+        assert!(answer.ends_with("\n42"), "{answer}");
+    }
+}
+
+/// An address of this machine other than loopback, and a listener there.
+fn reachable() -> Option<std::net::TcpListener> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("198.51.100.1:9").ok()?; // chooses a route, sends nothing
+    std::net::TcpListener::bind((socket.local_addr().ok()?.ip(), 0)).ok()
+}
+
+#[tokio::test]
+async fn what_goes_out_passes_the_forwarder() {
+    use takt_runtime::forward::{self, Policy};
+    let Some(bench) = Bench::new("outbound") else { return };
+    let (Some(peer), Some(node)) = (reachable(), reachable()) else {
+        return println!("skipped: this machine has no address besides loopback");
+    };
+    let (peer, node_at) = (tokio_listener(peer), node.local_addr().unwrap());
+    let peer_at = peer.local_addr().unwrap();
+    let script = format!(
+        "
+import socket
+s = socket.create_connection(('{}', {}), 10); s.sendall(b'hello out there'); print(s.recv(100).decode())
+try: heard = socket.create_connection(('{}', {}), 10).recv(100)
+except ConnectionError: heard = b''
+print('from the node', heard)
+",
+        peer_at.ip(),
+        peer_at.port(),
+        node_at.ip(),
+        node_at.port()
+    );
+    let mut launch = bench.python(&script);
+    launch.network = Network::Tun;
+    let mut started = bench.client.start(&launch).await.unwrap();
+    let machine = std::collections::BTreeSet::from([node_at.ip()]);
+    let policy = Policy::new(model::Outbound::All, sandbox::TUN_RESOLVER, None, node_at, machine);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(forward::run(started.tun.take().unwrap(), std::sync::Arc::new(policy)));
+    let (mut connection, _) = peer.accept().await.unwrap();
+    let mut heard = [0; 15];
+    tokio::io::AsyncReadExt::read_exact(&mut connection, &mut heard).await.unwrap();
+    assert_eq!(&heard, b"hello out there");
+    tokio::io::AsyncWriteExt::write_all(&mut connection, b"heard you").await.unwrap();
+    drop(connection);
+    succeeded(&finish(started).await, "heard you\nfrom the node b''");
+    node.set_nonblocking(true).unwrap();
+    assert_eq!(node.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+fn tokio_listener(listener: std::net::TcpListener) -> tokio::net::TcpListener {
+    listener.set_nonblocking(true).unwrap();
+    tokio::net::TcpListener::from_std(listener).unwrap()
+}

@@ -28,6 +28,9 @@ pub use policy::{Policy, Verdict, upstream_of};
 pub const FLOWS_MAX: usize = 256;
 /// A connection must be made within this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// The close of a flow's inner end is asked for this often, this long apart.
+const CLOSE_TRIES_MAX: u32 = 250;
+const CLOSE_AGAIN: Duration = Duration::from_millis(20);
 /// A datagram flow ends when nothing passes for this long.
 const FLOW_IDLE: Duration = Duration::from_secs(30);
 /// The largest datagram.
@@ -54,7 +57,7 @@ pub async fn run(tun: OwnedFd, policy: Arc<Policy>) -> io::Result<()> {
                     // A dropped stream is a reset or an unanswered datagram: what a refusing network does.
                     flows.spawn(async move {
                         match stream {
-                            IpStackStream::Tcp(stream) => tcp(stream, &policy).await,
+                            IpStackStream::Tcp(stream) => tcp(Inside::new(stream), &policy).await,
                             IpStackStream::Udp(stream) => udp(stream, &policy).await,
                             IpStackStream::UnknownTransport(_) | IpStackStream::UnknownNetwork(_) => Ok(()),
                         }
@@ -67,7 +70,50 @@ pub async fn run(tun: OwnedFd, policy: Arc<Policy>) -> io::Result<()> {
     }
 }
 
-async fn tcp(mut inside: IpStackTcpStream, policy: &Policy) -> io::Result<()> {
+/// The inner end of a TCP flow. Its drop waits for a task of the stack, which no thread of a single-threaded runtime may do:
+/// it is dropped on a thread that may block.
+struct Inside {
+    stream: Option<IpStackTcpStream>,
+}
+
+impl Inside {
+    fn new(stream: IpStackTcpStream) -> Self {
+        Self { stream: Some(stream) }
+    }
+
+    fn stream(&mut self) -> &mut IpStackTcpStream {
+        self.stream.as_mut().expect("invariant: only the drop takes it")
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let (Some(stream), Ok(runtime)) = (self.stream.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(stream));
+        }
+    }
+}
+
+/// Carries one flow and closes its inner end whatever happened: also a refused connection is made by the stack first, and an
+/// end without a close would leave the function waiting.
+async fn tcp(mut inside: Inside, policy: &Policy) -> io::Result<()> {
+    let carried = carry(inside.stream(), policy).await;
+    close(inside.stream()).await?;
+    carried
+}
+
+/// Closes the inner end. The stack sends the close only when asked while the connection is established and everything is
+/// acknowledged, and does not ask again by itself: so we do.
+async fn close(inside: &mut IpStackTcpStream) -> io::Result<()> {
+    for _ in 0..CLOSE_TRIES_MAX {
+        if let Ok(closed) = timeout(CLOSE_AGAIN, inside.shutdown()).await {
+            return closed;
+        }
+    }
+    Ok(())
+}
+
+async fn carry(inside: &mut IpStackTcpStream, policy: &Policy) -> io::Result<()> {
     let target = inside.peer_addr();
     if target.port() == DNS_PORT && target.ip() == policy.resolver() {
         return dns_over_tcp(inside, policy).await;
@@ -78,11 +124,11 @@ async fn tcp(mut inside: IpStackTcpStream, policy: &Policy) -> io::Result<()> {
     }
     let mut outside = timeout(CONNECT_WITHIN, TcpStream::connect(target)).await??;
     outside.set_nodelay(true)?;
-    tokio::io::copy_bidirectional(&mut inside, &mut outside).await?;
-    inside.shutdown().await
+    tokio::io::copy_bidirectional(inside, &mut outside).await?;
+    Ok(())
 }
 
-async fn dns_over_tcp(mut inside: IpStackTcpStream, policy: &Policy) -> io::Result<()> {
+async fn dns_over_tcp(inside: &mut IpStackTcpStream, policy: &Policy) -> io::Result<()> {
     loop {
         let length = usize::from(timeout(FLOW_IDLE, inside.read_u16()).await??);
         let mut query = vec![0; length];
