@@ -218,6 +218,18 @@ impl World {
         self.tell(Event::Revise { function: subject.deployment.function, reservation: Box::new(reservation) });
     }
 
+    /// The node dies with everything in it. Its deployments are installed again, on a clock that goes on.
+    fn die_and_start(&mut self) {
+        let mut next = Self::new(self.rng.random());
+        std::mem::swap(self, &mut next);
+        (self.now, self.faults, self.slowest) = (next.now, next.faults, false);
+        next.journal.append(&mut self.journal);
+        self.journal = next.journal;
+        for subject in next.subjects.values() {
+            self.install(subject);
+        }
+    }
+
     fn give(&mut self, subject: &Subject, reservation: &Reservation) {
         if reservation.rate_class.is_some() {
             self.classed.insert(subject.deployment.name.to_string());
@@ -334,7 +346,9 @@ impl World {
                     }
                     Event::Ready { instance } => !self.instances.get(instance).is_some_and(|sim| sim.state != SimState::Killed),
                     Event::Gone { instance } => !self.instances.contains_key(instance),
-                    _ => false,
+                    Event::Install(_) | Event::Revise { .. } | Event::Remove { .. } | Event::Arrived { .. } => false,
+                    Event::Supplied { .. } | Event::PreInvoke { .. } | Event::Abandoned { .. } => false,
+                    Event::ProbeGap { .. } | Event::Drain => false,
                 };
                 if !stale {
                     self.before(&event);
@@ -381,24 +395,21 @@ impl World {
 
     /// What the world itself knows of an event.
     fn before(&mut self, event: &Event) {
-        match event {
-            Event::Ready { instance } => {
-                if let Some(sim) = self.instances.get_mut(instance) {
-                    sim.state = SimState::Ready;
-                }
+        if let Event::Ready { instance } = event
+            && let Some(sim) = self.instances.get_mut(instance)
+        {
+            sim.state = SimState::Ready;
+        }
+        if let Event::Gone { instance } = event {
+            self.instances.remove(instance);
+        }
+        if let Event::Ended { id, .. } = event {
+            self.answer(*id);
+            let at = self.instances.iter().find(|(_, sim)| sim.state == SimState::Busy(*id)).map(|(id, _)| *id);
+            if let Some(instance) = at {
+                let pause = self.up_to(RECYCLE);
+                self.plan(pause, Happening::Event(Event::Ready { instance }));
             }
-            Event::Gone { instance } => {
-                self.instances.remove(instance);
-            }
-            Event::Ended { id, .. } => {
-                self.answer(*id);
-                let at = self.instances.iter().find(|(_, sim)| sim.state == SimState::Busy(*id)).map(|(id, _)| *id);
-                if let Some(instance) = at {
-                    let pause = self.up_to(RECYCLE);
-                    self.plan(pause, Happening::Event(Event::Ready { instance }));
-                }
-            }
-            _ => {}
         }
     }
 
@@ -504,35 +515,50 @@ impl World {
 
     /// The records of invocations written so far.
     pub(crate) fn records(&self) -> impl Iterator<Item = &journal::record::Invocation> {
-        self.journal.iter().filter_map(|record| match record {
-            Record::Invocation(invocation) => Some(invocation),
-            _ => None,
-        })
+        self.journal.iter().filter_map(|record| if let Record::Invocation(invocation) = record { Some(invocation) } else { None })
     }
 }
 
 /// A seeded story: a few functions with random terms, random arrivals, and everything that can go wrong.
 pub(crate) fn story(seed: u64) -> World {
+    let mut world = begin(seed);
+    go_on(&mut world);
+    world.drain();
+    world
+}
+
+/// A story in the middle of which the node dies and starts again with its deployments.
+pub(crate) fn interrupted(seed: u64) -> World {
+    let mut world = begin(seed);
+    go_on(&mut world);
+    world.die_and_start();
+    world.run_for(200 * MS);
+    go_on(&mut world);
+    world.drain();
+    world
+}
+
+fn begin(seed: u64) -> World {
     let mut world = World::new(seed);
     world.slowest = false;
-    let faulty = world.rng.random_range(0..3) != 0;
-    if faulty {
-        world.faults = Faults { failed_start: 30, crash: 20, overrun: 20, abandon: 30 };
+    if world.rng.random_range(0..3) != 0 {
+        world.faults = Faults { failed_start: 60, crash: 80, overrun: 60, abandon: 60 };
     }
-    let count = world.rng.random_range(1..=3);
-    for key in 0..count {
+    for key in 0..world.rng.random_range(1..=3) {
         let subject = random_subject(&mut world, key);
         world.install(&subject);
     }
     world.run_for(200 * MS);
-    for _ in 0..world.rng.random_range(20..60) {
-        let key = world.rng.random_range(0..count);
-        step(&mut world, key);
+    world
+}
+
+fn go_on(world: &mut World) {
+    for _ in 0..world.rng.random_range(30..80) {
+        let key = world.rng.random_range(0..3);
+        step(world, key);
         let pause = world.up_to(30 * MS);
         world.run_for(pause);
     }
-    world.drain();
-    world
 }
 
 fn random_subject(world: &mut World, key: u64) -> Subject {

@@ -120,30 +120,27 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
-        match &event {
-            Event::Ended { id, .. } => {
-                let Some((instance, busy)) = self.instances.iter_mut().find(|(_, (_, busy))| *busy == Some(*id)) else { return };
-                let instance = *instance;
-                if self.killed.contains(&instance) {
-                    return;
-                }
-                busy.1 = None;
-                self.answer(*id);
-                self.plan(MS, Event::Ready { instance });
+        if let Event::Ended { id, .. } = &event {
+            let Some((instance, busy)) = self.instances.iter_mut().find(|(_, (_, busy))| *busy == Some(*id)) else { return };
+            let instance = *instance;
+            if self.killed.contains(&instance) {
+                return;
             }
-            Event::Ready { instance } => {
-                if self.killed.contains(instance) || !self.instances.contains_key(instance) {
-                    return;
-                }
-                self.ready.insert(*instance);
+            busy.1 = None;
+            self.answer(*id);
+            self.plan(MS, Event::Ready { instance });
+        }
+        if let Event::Ready { instance } = &event {
+            if self.killed.contains(instance) || !self.instances.contains_key(instance) {
+                return;
             }
-            Event::Gone { instance } => {
-                self.ready.remove(instance);
-                if self.instances.remove(instance).is_none() {
-                    return;
-                }
+            self.ready.insert(*instance);
+        }
+        if let Event::Gone { instance } = &event {
+            self.ready.remove(instance);
+            if self.instances.remove(instance).is_none() {
+                return;
             }
-            _ => {}
         }
         self.tell(event);
     }
