@@ -30,6 +30,10 @@ pub const MAX_HEAD_BYTES: usize = 128 << 10;
 /// The largest body of any other request.
 const MAX_SMALL_BYTES: usize = 64 << 10;
 
+/// How many requests that lead nowhere a runtime may make in a row; no runtime makes more than a few. One that does takes
+/// the time of whoever serves it, and is to be killed.
+pub const MAX_ASIDE: u32 = 1000;
+
 /// A connection of the instance, named by whoever holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
@@ -190,6 +194,7 @@ pub struct Session {
     /// The invocation delivered last, and how many were: what answers are matched against.
     last: Option<InvocationId>,
     attempt: u64,
+    aside: u32,
 }
 
 impl Default for Session {
@@ -218,11 +223,23 @@ impl Session {
     /// An instance that was just started.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: State::Started, last: None, attempt: 0 }
+        Self { state: State::Started, last: None, attempt: 0, aside: 0 }
+    }
+
+    /// How many requests in a row led nowhere: no event came of them. To be compared with [`MAX_ASIDE`] after a request.
+    #[must_use]
+    pub const fn aside(&self) -> u32 {
+        self.aside
     }
 
     /// Answers a request of the instance's runtime.
     pub fn request(&mut self, from: ConnectionId, parts: &Parts, content: Content) -> Outcome {
+        let outcome = self.dispatch(from, parts, content);
+        self.aside = if outcome.event.is_some() { 0 } else { self.aside.saturating_add(1) };
+        outcome
+    }
+
+    fn dispatch(&mut self, from: ConnectionId, parts: &Parts, content: Content) -> Outcome {
         match Route::of(parts) {
             Route::Next => self.next(from, parts),
             Route::Response(id) => self.response(id, parts, content),

@@ -239,6 +239,20 @@ fn a_client_context_becomes_one_line_of_ascii() {
     assert_eq!(client_context(&"A".repeat(3584)), Err(ContextError::TooLong { bytes: 3584 }));
 }
 
+#[test]
+fn requests_that_lead_nowhere_are_counted_until_one_leads_somewhere() {
+    let mut session = Session::new();
+    for count in 1..=3 {
+        session.request(WIRE, &parts("GET", "/ping", &[]), Content::whole(""));
+        assert_eq!(session.aside(), count);
+    }
+    ask(&mut session, WIRE);
+    assert_eq!(session.aside(), 0);
+    session.deliver(invocation(1)).unwrap();
+    answer(&mut session, 2, "response", &[], Content::whole(""));
+    assert_eq!(session.aside(), 1);
+}
+
 #[derive(Clone, Debug)]
 enum Move {
     Next(u64),
