@@ -5,16 +5,14 @@ use std::time::Duration;
 
 use model::{Burst, Rate};
 
-/// Arrivals that conform to a rate and a burst, on one core or over the node. Windows are in nanoseconds.
+/// Arrivals that conform to a rate and a burst, on one core or over the node. Windows are in nanoseconds; products
+/// saturate far beyond every bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     invocations: u128,
     per_ns: u128,
     burst: u128,
 }
-
-/// Windows are cut off here (about 30 hours): far beyond every bound an analysis may return, and no product overflows.
-const LONGEST_WINDOW_NS: u128 = 100_000_000_000_000;
 
 impl Flow {
     #[must_use]
@@ -47,13 +45,13 @@ impl Flow {
     /// The most arrivals in a closed window: `b + floor(r t)`. Published (generic cell rate algorithm, ITU-T I.371).
     #[must_use]
     pub fn in_closed(self, window_ns: u128) -> u128 {
-        self.burst + window_ns.min(LONGEST_WINDOW_NS) * self.invocations / self.per_ns
+        self.burst + self.floor_in(window_ns)
     }
 
     /// The most arrivals in a half-open window of positive length: `b - 1 + ceil(r t)`.
     #[must_use]
     pub fn in_half_open(self, window_ns: u128) -> u128 {
-        self.burst - 1 + (window_ns.min(LONGEST_WINDOW_NS) * self.invocations).div_ceil(self.per_ns)
+        self.burst - 1 + window_ns.saturating_mul(self.invocations).div_ceil(self.per_ns)
     }
 
     /// The earliest arrival of the `nth` of a row (counting from 1) after the first, in nanoseconds rounded down:
@@ -61,6 +59,16 @@ impl Flow {
     #[must_use]
     pub fn earliest_ns(self, nth: u128) -> u128 {
         nth.saturating_sub(self.burst).saturating_mul(self.per_ns) / self.invocations
+    }
+
+    /// `floor(r t)`.
+    pub(crate) fn floor_in(self, window_ns: u128) -> u128 {
+        window_ns.saturating_mul(self.invocations) / self.per_ns
+    }
+
+    /// `r x cost` in the given parts of a core, rounded down.
+    pub(crate) fn share(self, cost_ns: u128, parts: u128) -> u128 {
+        cost_ns.saturating_mul(self.invocations).saturating_mul(parts) / self.per_ns
     }
 
     /// `r x cost` in billionths of a core, rounded up.

@@ -86,18 +86,20 @@ const MAX_ROUNDS: u32 = 2_000;
 /// Bounds for all tasks of a core, in their order.
 ///
 /// Responses feed delays (a job that waits executes late, the front answers when a job ends), so the bounds are the least
-/// fixed point of all of them together, reached from below: every step is monotone.
+/// fixed point of all of them together, reached from below: every step is monotone. So a round may go on from the last one's
+/// responses, and use this one's as they come.
 pub fn analyse(core: Core<'_>) -> Result<Vec<Bound>, Unbounded> {
     let mut responses: Vec<u128> = vec![0; core.tasks.len()];
     for _ in 0..MAX_ROUNDS {
-        let state = State { core, responses: &responses };
-        let next: Vec<u128> = (0..core.tasks.len())
-            .map(|task| state.response(task).filter(within_limit).ok_or(Unbounded { task }))
-            .collect::<Result<_, _>>()?;
-        if next == responses {
-            return bounds(state);
+        let mut settled = true;
+        for task in 0..core.tasks.len() {
+            let next = State { core, responses: &responses }.response(task).filter(within_limit).ok_or(Unbounded { task })?;
+            settled &= next == responses[task];
+            responses[task] = next;
         }
-        responses = next;
+        if settled {
+            return bounds(State { core, responses: &responses });
+        }
     }
     Err(Unbounded { task: 0 })
 }
@@ -156,21 +158,18 @@ impl State<'_> {
         }
     }
 
-    /// Work that others may put before a job of `task` in a window counted by `count`.
-    fn others(&self, task: usize, window: u128, count: fn(Flow, u128) -> u128) -> u128 {
-        let late = window + self.tolerance();
+    /// What may precede a job of `task`. Jobs of the same priority count like higher ones: they may have come just before.
+    fn others(&self, task: usize) -> Before {
         let tasks = self.core.tasks.iter().enumerate();
-        // Jobs of the same priority count like higher ones: they may have come just before.
         let before = tasks.filter(|(other, it)| *other != task && it.level <= self.core.tasks[task].level);
-        let work: u128 = before.map(|(other, it)| count(it.flow, late + self.lag(other)) * it.cost.as_nanos()).sum();
-        let platform = self.core.platform.iter().map(|it| {
-            let lag = match it.delayed {
-                Delayed::By(lag) => lag.as_nanos(),
-                Delayed::UntilEndOf(other) => self.responses[other],
-            };
-            count(it.flow, late + lag) * it.cost.as_nanos()
+        let work = before.map(|(other, it)| (it.flow, self.lag(other), it.cost));
+        let platform = self.core.platform.iter().map(|it| match it.delayed {
+            Delayed::By(lag) => (it.flow, lag.as_nanos(), it.cost),
+            Delayed::UntilEndOf(other) => (it.flow, self.responses[other], it.cost),
         });
-        work + platform.sum::<u128>()
+        let all = work.chain(platform).filter(|(_, _, cost)| !cost.is_zero());
+        let tolerance = self.tolerance();
+        Before(all.map(|(flow, lag, cost)| Work { flow, late: tolerance + lag, cost: cost.as_nanos() }).collect())
     }
 
     /// R. A job that never waits: the worst of the busy period's jobs. One that may: the smaller of two valid bounds.
@@ -193,8 +192,10 @@ impl State<'_> {
     /// coming no longer helps. Every instant from the last one at which no job of this or a higher priority was pending is
     /// charged to one that is; so a job ends within the busy period, and the worst one came at its beginning.
     fn response_charged(&self, task: usize, own_time: u128) -> Option<u128> {
-        let flow = self.core.tasks[task].flow;
-        fixed_point(own_time, |w| self.others(task, w, Flow::in_half_open) + flow.in_half_open(w + self.tolerance()) * own_time)
+        let mut before = self.others(task);
+        before.0.push(Work { flow: self.core.tasks[task].flow, late: self.tolerance(), cost: own_time });
+        let from = before.at_least(0)?.max(own_time).max(self.responses[task]);
+        fixed_point(from, |w| before.in_half_open(w))
     }
 
     /// The response when waiting is kept apart: own jobs may have come up to R - c before the busy period (see
@@ -202,9 +203,11 @@ impl State<'_> {
     fn response_aware(&self, task: usize, wait: u128) -> Option<u128> {
         let it = &self.core.tasks[task];
         let cost = it.cost.as_nanos();
-        fixed_point(cost + wait, |w| {
-            let own = it.flow.in_half_open(w + self.tolerance() + w.saturating_sub(cost)) * cost;
-            self.others(task, w, Flow::in_half_open) + own + wait
+        let before = self.others(task);
+        let from = before.at_least(0)?.max(cost + wait).max(self.responses[task]);
+        fixed_point(from, |w| {
+            let own = it.flow.in_half_open(w + self.tolerance() + w.saturating_sub(cost)).saturating_mul(cost);
+            before.in_half_open(w).saturating_add(own).saturating_add(wait)
         })
     }
 
@@ -230,26 +233,72 @@ impl State<'_> {
     fn worst_job(&self, task: usize, own: Own, event: Event) -> Option<u128> {
         let flow = self.core.tasks[task].flow;
         let late = self.tolerance() + own.carry;
-        let busy = fixed_point(own.cost, |w| self.others(task, w, Flow::in_half_open) + flow.in_half_open(w + late) * own.cost)?;
+        let mut before = self.others(task);
+        before.0.push(Work { flow, late, cost: own.cost });
+        let busy = fixed_point(before.at_least(0)?.max(own.cost), |w| before.in_half_open(w))?;
+        before.0.pop();
         let first = flow.in_closed(own.carry);
         let last = flow.in_half_open(busy + late).max(first);
         if MAX_JOBS < last - first {
             return None;
         }
-        let (mut worst, mut from) = (0, 0);
+        let (mut worst, mut last_at) = (0, 0);
         for nth in first..=last {
+            let earlier = match event {
+                Event::Start => (nth - 1) * own.cost,
+                Event::End => nth * own.cost,
+            };
+            let from = before.at_least(earlier)?.max(earlier).max(last_at);
             let at = match event {
-                Event::Start => {
-                    fixed_point(from.max((nth - 1) * own.cost), |w| (nth - 1) * own.cost + self.others(task, w, Flow::in_closed))?
-                }
-                Event::End => {
-                    fixed_point(from.max(nth * own.cost), |w| nth * own.cost + self.others(task, w, Flow::in_half_open))?
-                }
+                Event::Start => fixed_point(from, |w| before.in_closed(w).saturating_add(earlier))?,
+                Event::End => fixed_point(from, |w| before.in_half_open(w).saturating_add(earlier))?,
             };
             worst = worst.max(at - flow.earliest_ns(nth).saturating_sub(own.carry).min(at));
-            from = at;
+            last_at = at;
         }
         Some(worst)
+    }
+}
+
+/// One stream of jobs that precede another.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    flow: Flow,
+    /// Jobs that came up to this long before a window may still work in it.
+    late: u128,
+    cost: u128,
+}
+
+#[derive(Clone, Debug)]
+struct Before(Vec<Work>);
+
+const TRILLION: u128 = 1_000_000_000_000;
+
+impl Before {
+    /// The most work in a half-open window of positive length.
+    fn in_half_open(&self, window: u128) -> u128 {
+        self.sum(|it| it.flow.in_half_open(window + it.late))
+    }
+
+    /// The most work in a closed window.
+    fn in_closed(&self, window: u128) -> u128 {
+        self.sum(|it| it.flow.in_closed(window + it.late))
+    }
+
+    fn sum(&self, count: impl Fn(&Work) -> u128) -> u128 {
+        self.0.iter().fold(0, |sum, it| sum.saturating_add(count(it).saturating_mul(it.cost)))
+    }
+
+    /// A time that no fixed point with this and `more` work lies below; `None` where there is none because the core is
+    /// overloaded. It only shortens the search.
+    ///
+    /// Derived: both counts are at least b - 1 + r (w + late), so the work is at least A + U w, and w >= A/(1 - U). U is
+    /// rounded down, in trillionths.
+    fn at_least(&self, more: u128) -> Option<u128> {
+        let zero = |it: &Work| (it.flow.burst() - 1).saturating_add(it.flow.floor_in(it.late));
+        let used = self.0.iter().fold(0_u128, |used, it| used.saturating_add(it.flow.share(it.cost, TRILLION)));
+        let left = TRILLION.checked_sub(used).filter(|left| 0 < *left)?;
+        Some(self.sum(zero).saturating_add(more).saturating_mul(TRILLION) / left)
     }
 }
 
@@ -266,16 +315,16 @@ fn smaller(a: Option<u128>, b: Option<u128>) -> Option<u128> {
     }
 }
 
-/// The least fixed point of a monotone function at or above `from`, which must not exceed it.
+/// The least fixed point of a monotone function at or above `from`, which must not exceed it; `None` beyond the limits.
 fn fixed_point(from: u128, step: impl Fn(u128) -> u128) -> Option<u128> {
     let mut at = from;
     for _ in 0..MAX_STEPS {
+        if !within_limit(&at) {
+            return None;
+        }
         let next = step(at);
         if next <= at {
             return Some(at);
-        }
-        if !within_limit(&next) {
-            return None;
         }
         at = next;
     }

@@ -61,18 +61,24 @@ fn examine(files: &mut dyn Files, segment: u64) -> io::Result<(Tail, Option<Brea
 #[derive(Debug)]
 pub struct SegmentFiles {
     paths: std::vec::IntoIter<PathBuf>,
+    /// Nothing was opened yet, so the oldest may have been dropped since they were listed.
+    may_be_gone: bool,
 }
 
 impl Iterator for SegmentFiles {
     type Item = Segment;
 
     fn next(&mut self) -> Option<Segment> {
-        let path = self.paths.next()?;
-        let content: Box<dyn io::BufRead> = match File::open(&path) {
-            Ok(file) => Box::new(BufReader::with_capacity(1 << 16, file)),
-            Err(error) => Box::new(BufReader::new(Unreadable(error.kind()))),
-        };
-        Some(Segment { name: path.display().to_string(), content })
+        loop {
+            let path = self.paths.next()?;
+            let content: Box<dyn io::BufRead> = match File::open(&path) {
+                Err(error) if self.may_be_gone && error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => Box::new(BufReader::new(Unreadable(error.kind()))),
+                Ok(file) => Box::new(BufReader::with_capacity(1 << 16, file)),
+            };
+            self.may_be_gone = false;
+            return Some(Segment { name: path.display().to_string(), content });
+        }
     }
 }
 
@@ -98,5 +104,5 @@ pub fn open(path: &Path) -> io::Result<Reader<SegmentFiles>> {
         File::open(path)?;
         vec![path.to_owned()]
     };
-    Ok(Reader::new(SegmentFiles { paths: paths.into_iter() }))
+    Ok(Reader::new(SegmentFiles { paths: paths.into_iter(), may_be_gone: true }))
 }

@@ -138,6 +138,20 @@ fn old_segments_are_dropped_beyond_the_limit_and_the_rest_is_proven() {
 }
 
 #[test]
+fn segments_dropped_while_they_are_read_are_not_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 1, ..options(folder.path().to_owned()) };
+    let mut started = start(&options, opening(1)).unwrap();
+    send(&mut started, 0..200);
+    assert_eq!(started.recorder.stop(Time::ZERO), Health::Writing);
+    let reader = open(folder.path()).unwrap();
+    std::fs::remove_file(folder.path().join("00000001.takt")).unwrap();
+    assert_eq!(reader.map(Result::unwrap).filter_map(|entry| number_of(&entry.record)).last(), Some(199));
+    std::fs::remove_file(folder.path().join("00000003.takt")).unwrap();
+    assert!(open(folder.path()).unwrap().any(|entry| entry.is_err()));
+}
+
+#[test]
 fn a_full_ring_loses_records_and_counts_them() {
     let (mut senders, mut intake) = ring::rings(1, 4);
     for number in 0..10 {
