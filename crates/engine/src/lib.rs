@@ -11,6 +11,8 @@ pub mod reserved;
 pub mod shared;
 
 mod gaps;
+#[cfg(test)]
+mod hostile;
 mod restarts;
 mod verdict;
 #[cfg(test)]

@@ -73,6 +73,8 @@ struct Promise {
     counters: Counters,
     /// Arrivals that the last live counters tell of and records do not.
     unwritten: u64,
+    /// Given up, or replaced; what still ran may be recorded yet.
+    ended: bool,
     pacing: Paced,
 }
 
@@ -97,7 +99,12 @@ impl Audit {
                 self.phase = Phase::Running;
             }
             Record::GuaranteeGiven(given) => self.given(given),
-            Record::GuaranteeEnded(_) | Record::ToleranceRaised { .. } => {}
+            Record::GuaranteeEnded(ended) => {
+                if let Some(promise) = self.promises.get_mut(&(ended.function.clone(), ended.generation)) {
+                    promise.ended = true;
+                }
+            }
+            Record::ToleranceRaised { .. } => {}
             Record::Invocation(invocation) => self.invocation(invocation),
             Record::ProbeGap { core, from, until } => self.gap(*core, *from, *until),
             Record::Lost { records, .. } => {
@@ -165,9 +172,18 @@ impl Audit {
         let key = (given.function.clone(), given.generation);
         let bounds =
             Bounds { start_within: given.terms.start_within, response: given.response_bound, tolerance: given.tolerance };
-        if let Some(known) = self.promises.get_mut(&key) {
-            known.bounds = bounds; // the same terms with bounds that were analysed anew
-            return self.retry_early(&key);
+        match self.promises.get_mut(&key) {
+            Some(known) if !known.ended => {
+                known.bounds = bounds; // the same terms with bounds that were analysed anew
+                return self.retry_early(&key);
+            }
+            // A function of the same name was removed and deployed again: it counts from the beginning.
+            Some(_) => {
+                if let Some(promise) = self.promises.remove(&key) {
+                    self.close(key.clone(), promise, Tail::Complete);
+                }
+            }
+            None => {}
         }
         let pacing = match (&given.terms.pacing, &given.rate_class) {
             (Pacing::Own { rate, burst }, _) => Paced::Own(Box::new(Line::new(Pacer::new(*rate, *burst), self.given))),
@@ -181,7 +197,7 @@ impl Audit {
         };
         let counters = Counters { function: key.0.to_string(), generation: key.1, ..Counters::default() };
         let has_deadline = given.terms.deadline.is_some();
-        let promise = Promise { bounds, has_deadline, numbers: Numbers::default(), counters, unwritten: 0, pacing };
+        let promise = Promise { bounds, has_deadline, numbers: Numbers::default(), counters, unwritten: 0, ended: false, pacing };
         self.promises.insert(key.clone(), promise);
         self.close_oldest(&key.0);
         self.retry_early(&key);

@@ -90,6 +90,25 @@ fn a_node_that_did_not_stop_in_order_leaves_an_unproven_gap() {
 }
 
 #[test]
+fn a_function_that_was_removed_and_deployed_again_counts_from_the_beginning() {
+    let mut world = World::new(1);
+    for _ in 0..2 {
+        let again = subject(1, model::Rate::per_second(50).unwrap(), 2, 5 * MS);
+        world.install(&again);
+        world.run_for(100 * MS);
+        for arrival in 0..9 {
+            world.arrive_in(arrival * MS, 1, None);
+        }
+        world.run_for(100 * MS);
+        world.remove(again.deployment.function);
+        world.run_for(100 * MS);
+    }
+    world.drain();
+    let report = audit(&world.journal);
+    assert_eq!((report.verdict(), report.guarantees[0].counters.arrivals), (Verdict::Kept, 18));
+}
+
+#[test]
 fn a_known_loss_is_unproven_and_not_a_contradiction() {
     let mut journal = quiet(3).journal;
     let place = places(&journal)[10];
