@@ -32,7 +32,8 @@ pub enum Record {
         at: Time,
         records: u64,
     },
-    /// The live counters at this instant, for comparison with what the records say.
+    /// The live counters at this instant, for comparison with what the records say. They must stand right behind the
+    /// invocations that they count: the lane puts them on the way that its records take.
     Counters {
         at: Time,
         functions: Vec<Counters>,
