@@ -13,7 +13,7 @@ use zip::read::ZipFile;
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::{Error, MAX_NAME_BYTES, MAX_PATH_BYTES, directory, links};
+use super::{Error, MAX_ENTRIES, MAX_NAME_BYTES, MAX_PATH_BYTES, directory, links};
 
 type Archive<'z> = ZipArchive<Cursor<&'z [u8]>>;
 
@@ -108,6 +108,9 @@ fn plan(archive: &mut Archive<'_>, limit: u64) -> Result<BTreeMap<String, (Kind,
             None => {}
         }
         plan.insert(path, (kind, Some(index)));
+        if MAX_ENTRIES < plan.len() {
+            return Err(Error::TooManyEntries { entries: plan.len() });
+        }
     }
     Ok(plan)
 }

@@ -8,7 +8,6 @@
 mod directory;
 mod entries;
 mod links;
-mod pack;
 
 #[cfg(test)]
 mod tests;
@@ -19,13 +18,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::bootstrap::PROVIDED_FILE;
-pub use pack::{IGNORED, pack};
 
 /// The largest zip that is taken, in bytes, as on AWS.
 pub const MAX_ZIP_BYTES: usize = 52_428_800;
 /// The most bytes a zip may unpack to, as on AWS.
 pub const MAX_UNPACKED_BYTES: u64 = 262_144_000;
-/// The most files, directories and links in a package.
+/// The most files, directories and links in a package; directories count also where they are only implied by a path.
 pub const MAX_ENTRIES: usize = 65_000;
 /// The longest path in a package, in bytes, and the longest target of a link.
 pub const MAX_PATH_BYTES: usize = 1024;
@@ -60,8 +58,6 @@ pub enum Error {
     NoProgram { found: &'static str },
     #[error("cannot write the package to `{}`", path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error("cannot read `{}` for the package", path.display())]
-    Read { path: PathBuf, source: io::Error },
 }
 
 /// Unpacks `zip` into the folder `into`, which is empty or missing. Blocks on the disk, up to seconds for a large package,
