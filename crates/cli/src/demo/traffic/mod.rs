@@ -1,13 +1,17 @@
 //! A road camera watched by functions: cheap watching at a low rate, full-rate analysis while something happens.
 
 pub(crate) mod background;
+pub(crate) mod camera;
 pub(crate) mod detect;
 pub(crate) mod foreground;
+pub(crate) mod function;
 pub(crate) mod gate;
 pub(crate) mod geometry;
 pub(crate) mod num;
 pub(crate) mod picture;
+pub(crate) mod report;
 pub(crate) mod scene;
+pub(crate) mod score;
 pub(crate) mod track;
 pub(crate) mod video;
 pub(crate) mod watch;
