@@ -14,7 +14,7 @@ use http::HeaderValue;
 use model::Runtime;
 use serde_json::{Value, json};
 use support::{ARN, Instance, command, run};
-use takt_runtime::api::{Event, Failure, MAX_RESPONSE_BYTES, client_context};
+use takt_runtime::api::{Event, Failure, MAX_RESPONSE_BYTES, ResponseMode, client_context};
 use takt_runtime::bootstrap;
 use tempfile::TempDir;
 
@@ -272,6 +272,26 @@ fn a_node_function_is_async_or_calls_back_or_ends_through_its_context() {
             let answer = answer.map_err(|error| error["errorMessage"].as_str().unwrap().to_owned());
             assert_eq!(answer, expected.map_err(str::to_owned), "{what}");
         }
+    });
+}
+
+#[test]
+fn a_streaming_node_function_is_delivered_as_a_whole() {
+    let Some(node) = node() else { return };
+    let client = Client::new(&node, Runtime::NodeJs);
+    run(async {
+        let mut instance = client.serving("main.stream").await;
+        for (what, content_type, payload) in [
+            ("end", "text/plain", "part rest"),
+            ("open", "text/plain", "part "),
+            ("http", "application/vnd.awslambda.http-integration-response", "{\"statusCode\":201}\0\0\0\0\0\0\0\0a0"),
+        ] {
+            let value = instance.invoke(&json!({ "do": what }).to_string()).await.result.unwrap();
+            assert_eq!((value.content_type.unwrap().to_str().unwrap(), value.mode), (content_type, ResponseMode::Streaming));
+            assert_eq!(value.payload, payload, "{what}");
+        }
+        let error = instance.call(r#"{"do": "fail"}"#).await.unwrap_err();
+        assert_eq!(error["errorMessage"], "broke off");
     });
 }
 

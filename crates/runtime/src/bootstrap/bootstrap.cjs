@@ -11,6 +11,7 @@ const net = require('net');
 const path = require('path');
 const { createRequire } = require('module');
 const { pathToFileURL } = require('url');
+const { Writable } = require('stream');
 const util = require('util');
 
 const API = '/2018-06-01/runtime';
@@ -140,6 +141,8 @@ function errorFields(text) {
   return `Content-Type: application/json\r\n${line}`;
 }
 
+const headerText = (text) => (/^[ -~]{1,256}$/.test(text) ? text : 'application/octet-stream');
+
 // --- logs ---------------------------------------------------------------------------------------------------------------
 
 let requestId;
@@ -238,6 +241,61 @@ async function loadHandler(root, name) {
   return handler;
 }
 
+// --- response streaming -------------------------------------------------------------------------------------------------
+
+const STREAMING = Symbol('streaming');
+
+/** What a streaming handler writes to. It is collected and leaves as a whole. */
+class ResponseStream extends Writable {
+  constructor() {
+    super();
+    this.pieces = [];
+    this.contentType = 'application/octet-stream';
+    this.prelude = null;
+  }
+
+  setContentType(type) {
+    this.contentType = type;
+  }
+
+  _write(piece, encoding, done) {
+    this.pieces.push(typeof piece === 'string' ? Buffer.from(piece, encoding) : piece);
+    done();
+  }
+
+  whole() {
+    return Buffer.concat(this.prelude === null ? this.pieces : [Buffer.from(this.prelude), Buffer.alloc(8), ...this.pieces]);
+  }
+}
+
+globalThis.awslambda = {
+  streamifyResponse(streaming) {
+    streaming[STREAMING] = true;
+    return streaming;
+  },
+  HttpResponseStream: {
+    from(stream, metadata) {
+      stream.setContentType('application/vnd.awslambda.http-integration-response');
+      stream.prelude = JSON.stringify(metadata);
+      return stream;
+    },
+  },
+};
+
+function callStreaming(invocation, event, context) {
+  const stream = new ResponseStream();
+  invocation.waitsForEmptyLoop = false;
+  stream.on('error', (error) => settle(invocation, error));
+  stream.on('finish', () => settle(invocation, null, stream));
+  invocation.startedNs = process.hrtime.bigint();
+  const result = handler(event, stream, context);
+  // A stream that is never ended is what was written when nothing is left to do.
+  invocation.fallback = stream;
+  if (result && typeof result.then === 'function') {
+    result.then(undefined, (error) => settle(invocation, error === undefined || error === null ? 'handled' : error));
+  }
+}
+
 // --- invocations --------------------------------------------------------------------------------------------------------
 
 let wire;
@@ -306,8 +364,15 @@ function send(invocation) {
   answer(invocation, failed ? 'error' : 'response', body);
 }
 
-function answer(invocation, how, body, onDone) {
-  const kind = how === 'error' ? errorFields(body) : 'Content-Type: application/json\r\n';
+function answer(invocation, how, answered, onDone) {
+  let body = answered;
+  let kind = 'Content-Type: application/json\r\n';
+  if (how === 'error') {
+    kind = errorFields(body);
+  } else if (answered instanceof ResponseStream) {
+    body = answered.whole();
+    kind = `Content-Type: ${headerText(answered.contentType)}\r\nLambda-Runtime-Function-Response-Mode: streaming\r\n`;
+  }
   const attempt = invocation.headers['lambda-runtime-invocation-id'];
   const fields = `${kind}${attempt ? `Lambda-Runtime-Invocation-Id: ${attempt}\r\n` : ''}Takt-Started-Ns: ${invocation.startedNs}\r\n`;
   const target = `/invocation/${invocation.id}/${how}`;
@@ -317,6 +382,7 @@ function answer(invocation, how, body, onDone) {
 }
 
 function encode(result) {
+  if (result instanceof ResponseStream) return result;
   try {
     const text = JSON.stringify(result === undefined ? null : result);
     return text === undefined ? 'null' : text;
@@ -338,7 +404,7 @@ function onInvocation(response) {
   }
   const { headers } = response;
   const id = headers['lambda-runtime-aws-request-id'];
-  const invocation = { id, headers, startedNs: 0n, waitsForEmptyLoop: true, outcome: null };
+  const invocation = { id, headers, startedNs: 0n, waitsForEmptyLoop: true, outcome: null, fallback: null };
   running = invocation;
   requestId = id;
   const traceId = headers['lambda-runtime-trace-id'];
@@ -367,6 +433,10 @@ function call(invocation, body) {
       throw new Fault('Runtime.UnmarshalError', `Unable to unmarshal input: ${error.message}`);
     }
   }
+  if (handler[STREAMING]) {
+    callStreaming(invocation, event, context);
+    return;
+  }
   const callback = (error, result) => settle(invocation, error, result);
   invocation.startedNs = process.hrtime.bigint();
   const result = handler(event, context, callback);
@@ -378,7 +448,7 @@ function call(invocation, body) {
 /** Nothing is left to do: the outcome of a callback-style handler is final, and is `null` when it named none. */
 function onEmptyLoop() {
   if (!running) return;
-  running.outcome = running.outcome || { error: null, result: null };
+  running.outcome = running.outcome || { error: null, result: running.fallback };
   send(running);
 }
 

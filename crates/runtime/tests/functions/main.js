@@ -37,6 +37,20 @@ exports.async = async (event, context) => {
   return event;
 };
 
+exports.stream = awslambda.streamifyResponse(async (event, stream, context) => {
+  if (event.do === 'http') {
+    const http = awslambda.HttpResponseStream.from(stream, { statusCode: 201 });
+    http.write('a');
+    http.end(context.awsRequestId.slice(0, 1));
+    return;
+  }
+  stream.setContentType('text/plain');
+  stream.write('part ');
+  if (event.do === 'fail') throw new Error('broke off');
+  if (event.do === 'open') return;
+  stream.end('rest');
+});
+
 let timer = 0;
 exports.callback = (event, context, callback) => {
   if (event.do === 'succeed') return context.succeed('s');
