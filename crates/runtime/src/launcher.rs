@@ -173,7 +173,8 @@ enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Opened(Result<Standing, String>),
-    /// Carries the handle of init, the listener, standard output, standard error and, if asked for, the TUN device.
+    /// Carries the handles of init and of the program, the listener, standard output, standard error and, if asked for, the
+    /// TUN device.
     Started {
         id: u64,
         program: i32,

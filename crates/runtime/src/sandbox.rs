@@ -31,7 +31,7 @@ pub use interpreter::{Error as InterpreterError, Interpreter, Language, interpre
 pub use root::{BOOTSTRAP, CODE, Tree};
 
 use crate::sys::link;
-use crate::sys::process::{self, Death, Fork, SingleThreaded, Termination};
+use crate::sys::process::{self, Death, Fork, Pidfd, SingleThreaded, Termination};
 use crate::sys::socket::Packets;
 use filter::Filter;
 
@@ -139,9 +139,10 @@ pub struct Ends {
 /// What init tells the launcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
-    /// Sent by the process that is about to become the program; the sender's id is what matters.
+    /// Sent by the process that is about to become the program, which then waits to be placed; the sender's id is what
+    /// matters.
     Program,
-    /// The program runs. Carries the listener and, with [`Network::Tun`], the device.
+    /// The program runs. Carries the listener, a handle of the program and, with [`Network::Tun`], the device.
     Running {
         mounts_us: u64,
         confine_us: u64,
@@ -173,6 +174,8 @@ pub(crate) fn live(plan: &Plan, filter: &Filter, ends: &Ends, proof: &SingleThre
 }
 
 fn enter_and_run(plan: &Plan, filter: &Filter, ends: &Ends, proof: &SingleThreaded) -> Result<(), Failure> {
+    rustix::thread::set_name(c"takt-init").map_err(Step::Prepare.failed("name"))?;
+    rustix::process::umask(Mode::WGRP | Mode::WOTH); // of the file tree made here as of the program
     tie_to_launcher(&ends.status)?;
     wait_for_launcher(&ends.status)?;
     std::fs::write("/proc/self/oom_score_adj", OOM_ADJUSTMENT).map_err(Step::Prepare.failed_io("oom_score_adj"))?;
@@ -190,17 +193,17 @@ fn enter_and_run(plan: &Plan, filter: &Filter, ends: &Ends, proof: &SingleThread
     tie_to_launcher(&ends.status)?; // changing the user has untied us
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Step::Confinement.failed("dumpable"))?;
     let confined = crate::sys::clock::now();
-    let program = start_program(plan, ends, proof)?;
+    let (program, handle) = start_program(plan, ends, proof)?;
     let running = Report::Running {
         mounts_us: micros(mounted.since(begun)),
         confine_us: micros(confined.since(mounted)),
         exec_us: micros(crate::sys::clock::now().since(confined)),
     };
-    let mut fds = vec![listener.as_fd()];
+    let mut fds = vec![listener.as_fd(), handle.as_fd()];
     fds.extend(tun.as_ref().map(AsFd::as_fd));
     running.send(&ends.status, &fds)?;
     drop(fds);
-    drop((listener, tun));
+    drop((listener, handle, tun));
     let keep = [ends.status.as_raw_fd()];
     process::close_except(&keep, proof).map_err(Step::Prepare.failed_io("descriptors"))?;
     let death = reap_until(program)?;
@@ -232,7 +235,7 @@ fn tie_to_launcher(status: &Packets) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until the launcher has placed us in our groups and mapped our user.
+/// Waits until the launcher has placed us: init in its groups with its user mapped, the program on its cores in its class.
 fn wait_for_launcher(status: &Packets) -> Result<(), Failure> {
     match status.receive().map_err(Step::Handshake.failed_io("status"))? {
         Some(_) => Ok(()),
@@ -260,7 +263,6 @@ fn network(network: Network) -> Result<(TcpListener, Option<OwnedFd>), Failure> 
 }
 
 fn give_up_rights(plan: &Plan, filter: &Filter) -> Result<(), Failure> {
-    rustix::process::umask(Mode::WGRP | Mode::WOTH);
     rustix::process::chdir(CODE).map_err(Step::Mounts.failed(CODE))?;
     confine::limit(plan.fallback)?;
     confine::bound_capabilities()?;
@@ -273,7 +275,7 @@ fn give_up_rights(plan: &Plan, filter: &Filter) -> Result<(), Failure> {
 }
 
 /// Starts the program as our child and returns once it runs, or says why it does not.
-fn start_program(plan: &Plan, ends: &Ends, proof: &SingleThreaded) -> Result<Pid, Failure> {
+fn start_program(plan: &Plan, ends: &Ends, proof: &SingleThreaded) -> Result<(Pid, Pidfd), Failure> {
     let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Step::Start.failed("pipe"))?;
     match process::fork(proof).map_err(Step::Start.failed_io("fork"))? {
         Fork::Child => {
@@ -284,12 +286,13 @@ fn start_program(plan: &Plan, ends: &Ends, proof: &SingleThreaded) -> Result<Pid
         }
         Fork::Parent { child } => {
             drop(tell);
+            let handle = Pidfd::open(child).map_err(Step::Start.failed_io("program"))?;
             let mut text = vec![0; 4096];
             // The end of the pipe closes when the program is loaded.
             let count =
                 rustix::io::retry_on_intr(|| rustix::io::read(&told, text.as_mut_slice())).map_err(Step::Start.failed("pipe"))?;
             if count == 0 {
-                return Ok(child);
+                return Ok((child, handle));
             }
             Err(serde_json::from_slice(&text[..count])
                 .unwrap_or_else(|error| Failure::new(Step::Start, &plan.argv.join(" "), &error)))
@@ -300,6 +303,9 @@ fn start_program(plan: &Plan, ends: &Ends, proof: &SingleThreaded) -> Result<Pid
 /// Becomes the program; returns only when that did not work.
 fn become_program(plan: &Plan, ends: &Ends) -> Failure {
     if let Err(failure) = Report::Program.send(&ends.status, &[]) {
+        return failure;
+    }
+    if let Err(failure) = wait_for_launcher(&ends.status) {
         return failure;
     }
     if let Err(error) = process::on_termination(Termination::Default) {

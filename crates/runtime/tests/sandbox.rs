@@ -42,11 +42,15 @@ fn options(name: &str) -> Options {
 impl Bench {
     /// `None`, with the reason printed, where this user cannot make sandboxes of full strength.
     fn new(name: &str) -> Option<Self> {
+        Self::with(&options(name))
+    }
+
+    fn with(options: &Options) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             println!("skipped: not root");
             return None;
         }
-        let (client, service, standing) = launcher::spawn(&options(name)).unwrap();
+        let (client, service, standing) = launcher::spawn(options).unwrap();
         if let Some(reason) = standing.no_groups {
             println!("skipped: {reason}");
             return None;
@@ -760,4 +764,44 @@ print('from the node', heard)
 fn tokio_listener(listener: std::net::TcpListener) -> tokio::net::TcpListener {
     listener.set_nonblocking(true).unwrap();
     tokio::net::TcpListener::from_std(listener).unwrap()
+}
+
+#[tokio::test]
+async fn a_daemon_with_a_strict_umask_makes_usable_instances() {
+    let launcher = env!("CARGO_BIN_EXE_takt-launcher").to_owned();
+    let arguments = vec!["-c".to_owned(), "umask 077; exec \"$0\"".to_owned(), launcher];
+    let strict = Options { program: PathBuf::from("/bin/sh"), arguments, ..options("umask") };
+    let Some(bench) = Bench::with(&strict) else { return };
+    succeeded(
+        &bench.run(&bench.sh("head -1 /etc/passwd; echo x > /dev/null; umask")).await,
+        "root:x:0:0:root:/root:/sbin/nologin\n0022",
+    );
+}
+
+#[tokio::test]
+async fn real_time_programs_that_loop_on_every_core_die_when_killed() {
+    let Some(bench) = Bench::new("loop") else { return };
+    if sched::probe_fifo(6) != sched::RealTime::Works {
+        return println!("skipped: no real-time class");
+    }
+    let mut started = Vec::new();
+    for core in sched::cores().unwrap() {
+        let mut launch = bench.sh("while :; do :; done");
+        launch.placement = Placement::Pinned { core };
+        started.push((core, bench.client.start(&launch).await.unwrap()));
+    }
+    let meter = started[0].1.cpu_meter();
+    sched::set_current(Class::Fifo { priority: 6 }).unwrap();
+    for (core, instance) in &started {
+        instance.place(Placement::RealTime { core: *core, priority: 5 }).unwrap();
+    }
+    let before = meter.used().unwrap();
+    for (_, instance) in &started {
+        instance.handle.kill().unwrap();
+    }
+    sched::set_current(Class::Other { nice: 0 }).unwrap();
+    // Were only init killed, which is not real-time, the programs would loop on until the kernel's throttle let it run.
+    let (_, first) = started.swap_remove(0);
+    let used = finish(first).await.exit.cpu.unwrap().saturating_sub(before);
+    assert!(used < std::time::Duration::from_millis(100), "{used:?} of CPU after the kill");
 }

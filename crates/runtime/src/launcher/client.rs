@@ -59,11 +59,16 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Handle {
     init: Pidfd,
+    program: Pidfd,
 }
 
 impl Handle {
     /// Kills the instance, from any thread, without the launcher. One already dead is no error.
+    ///
+    /// The program is killed first and by itself: init, whose end takes everything else along, is not real-time and may wait
+    /// for a core that a looping real-time program holds.
     pub fn kill(&self) -> io::Result<()> {
+        self.program.kill()?;
         self.init.kill()
     }
 }
@@ -176,6 +181,7 @@ pub fn spawn(options: &Options) -> Result<(Client, Service, Standing), SpawnErro
     let (ours, theirs) = Packets::pair().map_err(talk)?;
     let launcher = Command::new(&options.program)
         .args(&options.arguments)
+        .env_clear() // the daemon's environment may hold secrets; the launcher needs nothing of it
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .spawn()
@@ -333,7 +339,8 @@ impl Shared {
 fn started(fds: Vec<OwnedFd>, program: i32, timing: Timing, exit: oneshot::Receiver<Exit>) -> io::Result<Started> {
     let missing = || io::Error::new(io::ErrorKind::InvalidData, "the launcher sent too few descriptors");
     let mut fds = fds.into_iter();
-    let handle = Handle { init: Pidfd::from(fds.next().ok_or_else(missing)?) };
+    let init = Pidfd::from(fds.next().ok_or_else(missing)?);
+    let handle = Handle { init, program: Pidfd::from(fds.next().ok_or_else(missing)?) };
     let listener = TcpListener::from(fds.next().ok_or_else(missing)?);
     listener.set_nonblocking(true)?;
     let stdout = fds.next().ok_or_else(missing)?;

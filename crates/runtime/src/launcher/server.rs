@@ -13,7 +13,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::time::Timespec;
 
-use super::{Answer, Exit, INSTANCES_MAX, Launch, Request, START_MAX, Standing, TMP_FILES_MAX, Timing, Users};
+use super::{Answer, Exit, INSTANCES_MAX, Launch, Placement, Request, START_MAX, Standing, TMP_FILES_MAX, Timing, Users};
 use crate::cgroup::{Group, Groups, Layout, Limits};
 use crate::sandbox::filter::Filter;
 use crate::sandbox::{self, Ends, Failure, Fallback, Plan, Report, Step, Tree, USER_INSIDE, User};
@@ -80,8 +80,17 @@ struct Instance {
     group: Option<Group>,
     slot: u32,
     phase: Phase,
+    /// Whether init still holds its end of `status`.
+    connection: Connection,
     /// What init said of the program's end.
     death: Option<Death>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Connection {
+    Open,
+    /// Polling it again would only wake us for nothing until init is dead.
+    Ended,
 }
 
 enum Phase {
@@ -96,7 +105,7 @@ struct Starting {
     timing: Timing,
     stdout: OwnedFd,
     stderr: OwnedFd,
-    class: Class,
+    placement: Placement,
     program: Option<Pid>,
 }
 
@@ -148,8 +157,10 @@ impl Launcher {
         let mut fds = vec![PollFd::new(&self.daemon, PollFlags::IN)];
         let mut meaning = vec![Ready::Daemon];
         for (id, instance) in &self.instances {
-            fds.push(PollFd::new(&instance.status, PollFlags::IN));
-            meaning.push(Ready::Status(*id));
+            if instance.connection == Connection::Open {
+                fds.push(PollFd::new(&instance.status, PollFlags::IN));
+                meaning.push(Ready::Status(*id));
+            }
             fds.push(PollFd::new(&instance.init, PollFlags::IN));
             meaning.push(Ready::Dead(*id));
         }
@@ -190,12 +201,11 @@ impl Launcher {
                 return Err(failure);
             }
         };
-        let starting = Starting { begun, timing, stdout, stderr, class: placement.class(), program: None };
+        let starting = Starting { begun, timing, stdout, stderr, placement, program: None };
         let phase = Phase::Starting(Box::new(starting));
-        let cores = placement.cores(&self.cores);
-        self.instances.insert(id, Instance { init, status, group, slot, phase, death: None });
+        self.instances.insert(id, Instance { init, status, group, slot, phase, connection: Connection::Open, death: None });
         let instance = self.instances.get_mut(&id).expect("invariant: just inserted");
-        instance.let_go(child, &cores, self.users).inspect_err(|_| {
+        instance.let_go(child, self.users).inspect_err(|_| {
             instance.init.kill().ok(); // its death is seen and buried like any other
             instance.phase = Phase::Refused;
         })?;
@@ -278,12 +288,19 @@ impl Launcher {
     /// Takes one report of an instance's init.
     fn report(&mut self, id: u64) -> io::Result<()> {
         let Some(instance) = self.instances.get_mut(&id) else { return Ok(()) };
-        let Some(message) = instance.status.receive()? else { return Ok(()) }; // its death follows
+        let Some(message) = instance.status.receive()? else {
+            instance.connection = Connection::Ended; // its death follows
+            return Ok(());
+        };
         match serde_json::from_slice(&message.bytes)? {
-            Report::Program => {
-                instance.place_program(message.sender);
-                Ok(())
-            }
+            Report::Program => match instance.place_program(message.sender, &self.cores) {
+                Ok(()) => Ok(()),
+                Err(failure) => {
+                    instance.phase = Phase::Refused;
+                    instance.init.kill()?;
+                    tell(&self.daemon, &Answer::Refused { id, failure }, &[])
+                }
+            },
             Report::Running { mounts_us, confine_us, exec_us } => {
                 let Phase::Starting(mut starting) = std::mem::replace(&mut instance.phase, Phase::Running) else {
                     return Ok(());
@@ -292,11 +309,12 @@ impl Launcher {
                 starting.timing.confine = Duration::from_micros(confine_us);
                 starting.timing.exec = Duration::from_micros(exec_us);
                 starting.timing.total = now().since(starting.begun);
-                let mut fds = vec![instance.init.as_fd()];
-                let (listener, tun) = (message.fds.first(), message.fds.get(1));
-                fds.extend(listener.map(AsFd::as_fd));
+                let [listener, handle, tun @ ..] = message.fds.as_slice() else {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a report with too few descriptors"));
+                };
+                let mut fds = vec![instance.init.as_fd(), handle.as_fd(), listener.as_fd()];
                 fds.extend([starting.stdout.as_fd(), starting.stderr.as_fd()]);
-                fds.extend(tun.map(AsFd::as_fd));
+                fds.extend(tun.iter().map(AsFd::as_fd));
                 let program = starting.program.map_or(0, |program| program.as_raw_nonzero().get());
                 let answer = Answer::Started { id, program, timing: starting.timing, group: instance.group.clone() };
                 tell(&self.daemon, &answer, &fds)
@@ -372,24 +390,25 @@ impl Launcher {
 
 impl Instance {
     /// Puts a new process where it belongs and lets it go on.
-    fn let_go(&mut self, child: Pid, cores: &[u16], users: Users) -> Result<(), Failure> {
+    fn let_go(&self, child: Pid, users: Users) -> Result<(), Failure> {
         if users == Users::Shared {
             map_user(child)?;
         }
-        sched::set_cores(child, cores).map_err(|error| Failure::new(Step::Prepare, "cores", &chain(&error)))?;
         self.status.send(b"go", &[]).map_err(|error| Failure::new(Step::Handshake, "init", &error))
     }
 
-    /// Notes the program's process and gives it its class.
-    fn place_program(&mut self, sender: Option<Pid>) {
-        let Phase::Starting(starting) = &mut self.phase else { return };
-        starting.program = sender;
-        if let (Some(program), Class::Fifo { .. }) = (sender, starting.class)
-            && sched::set_thread(program, starting.class).is_err()
-        {
-            // Without the class the promise cannot be kept; the daemon is told by the death that follows.
-            self.init.kill().ok();
-        }
+    /// Notes the program's process, which waits, puts it on its cores in its class, and lets it go on.
+    fn place_program(&mut self, sender: Option<Pid>, cores: &[u16]) -> Result<(), Failure> {
+        let Phase::Starting(starting) = &mut self.phase else { return Ok(()) };
+        let program = sender.ok_or_else(|| Failure::new(Step::Start, "program", &"its process is unknown"))?;
+        starting.program = Some(program);
+        let placed =
+            sched::set_cores(program, &starting.placement.cores(cores)).and_then(|()| match starting.placement.class() {
+                class @ Class::Fifo { .. } => sched::set_thread(program, class),
+                Class::Other { .. } => Ok(()), // so it is
+            });
+        placed.map_err(|error| Failure::new(Step::Start, "class and cores", &chain(&error)))?;
+        self.status.send(b"placed", &[]).map_err(|error| Failure::new(Step::Start, "program", &error))
     }
 }
 
@@ -422,6 +441,8 @@ fn settle() -> Result<(), sched::Error> {
 /// of its connection is what ends us.
 fn detach() -> io::Result<()> {
     rustix::process::setsid()?;
+    rustix::process::chdir("/")?;
+    rustix::thread::set_name(c"takt-launcher")?;
     process::on_termination(Termination::Ignored)
 }
 
