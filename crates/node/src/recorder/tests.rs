@@ -279,6 +279,24 @@ fn a_full_disk_is_told_and_what_it_cost_is_recorded_when_there_is_room_again() {
 }
 
 #[test]
+fn a_refusing_disk_is_tried_again_once_in_a_while_by_itself() {
+    let faulty = Faulty::default();
+    let options = options(PathBuf::from("nowhere"));
+    let mut writer = Writer::new(Box::new(faulty.clone()), &options, Head::GENESIS, vec![(1, 0)]);
+    faulty.disk().refuses_after = Some(0);
+    writer.keep(&gap(0));
+    writer.tick();
+    assert!(matches!(writer.health(), Health::Failing { .. }));
+    faulty.disk().refuses_after = None;
+    let ticks = (0..100).take_while(|_| {
+        writer.tick();
+        writer.health() != Health::Writing
+    });
+    assert_eq!(ticks.count(), 20);
+    assert_eq!(faulty.entries().len(), 1);
+}
+
+#[test]
 fn a_crash_while_the_disk_refuses_leaves_a_readable_chain() {
     for reaches in [0, 1, 90, 200] {
         let faulty = Faulty::default();

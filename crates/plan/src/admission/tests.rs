@@ -168,6 +168,20 @@ fn hard_is_refused_on_a_soft_node_by_that_name() {
 }
 
 #[test]
+fn more_functions_than_priorities_share_the_lowest() {
+    let demands: Vec<Demand> = (0..70)
+        .map(|index| demand(&format!("f{index}"), &[("rate", "1/s"), ("max_run_time", "1ms"), ("start_within", "200ms")]))
+        .collect();
+    let book = filled(NodeCapacity { cores: 1, memory: 16 << 30, ..ideal() }, &demands);
+    let priorities: Vec<u8> = book.grants().iter().map(|grant| grant.shards[0].priority).collect();
+    assert_eq!((priorities[0], priorities[58], priorities[59], priorities[69]), (60, 2, 1, 1));
+    let starts: Vec<u128> = book.grants().iter().map(|grant| grant.start_bound.as_millis()).collect();
+    assert_eq!((starts[0], starts[58], starts[59], starts[69]), (0, 58, 69, 69));
+    let less = book.remove(&fn_name("f0"));
+    assert!(less.grants().iter().all(|grant| grant.start_bound <= book.grant(&grant.demand.function).unwrap().start_bound));
+}
+
+#[test]
 fn a_change_counts_the_old_reservation_out_and_keeps_the_place() {
     let demands = prototype();
     let book = filled(ideal(), &demands);
