@@ -351,6 +351,8 @@ pub struct InternalArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum InternalRole {
+    /// Start instances for the node that started this process.
+    Launcher,
     /// Print the command-line reference.
     Docs,
 }

@@ -41,7 +41,7 @@ pub fn main() -> ExitCode {
     };
     let format = if cli.json { Format::Json } else { Format::Human };
     match run(cli.command, format) {
-        Ok(exit) => exit.into(),
+        Ok(code) => code,
         Err(error) => {
             output::error(format, &error);
             Exit::Error.into()
@@ -49,8 +49,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, format: Format) -> anyhow::Result<Exit> {
-    match command {
+fn run(command: Command, format: Format) -> anyhow::Result<ExitCode> {
+    let exit = match command {
         Command::New(args) => commands::new::run(&args, format),
         Command::Deploy(args) => commands::deploy::run(&args, format),
         Command::Invoke(args) => commands::invoke::run(&args, format),
@@ -60,6 +60,8 @@ fn run(command: Command, format: Format) -> anyhow::Result<Exit> {
         Command::Guarantee(args) => commands::guarantee::run(&args, format),
         Command::Top(args) => commands::top::run(&args, format),
         Command::Env(args) => commands::env::run(&args, format),
-        Command::Internal(args) => commands::internal::run(&args),
-    }
+        // Its roles have exit codes of their own.
+        Command::Internal(args) => return Ok(commands::internal::run(&args)),
+    };
+    exit.map(ExitCode::from)
 }

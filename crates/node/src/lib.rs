@@ -14,5 +14,7 @@ pub mod store;
 pub mod url;
 pub mod wall_clock;
 
+/// What a process becomes that starts instances for a node; it must be called before the process has other threads.
+pub use runtime::launcher::main as become_launcher;
 /// Scheduling classes, for the tool's load generator and its demonstrations.
 pub use runtime::sys::sched;

@@ -1,15 +1,19 @@
 //! What takt starts itself for.
 
-use anyhow::Result;
+use std::process::ExitCode;
 
 use crate::args::{InternalArgs, InternalRole};
 use crate::exit::Exit;
 use crate::reference;
 
 /// Takes the role that the hidden command names.
-pub fn run(args: &InternalArgs) -> Result<Exit> {
+#[must_use]
+pub fn run(args: &InternalArgs) -> ExitCode {
     match &args.role {
-        InternalRole::Docs => print!("{}", reference::markdown()),
+        InternalRole::Launcher => node::become_launcher(),
+        InternalRole::Docs => {
+            print!("{}", reference::markdown());
+            Exit::Ok.into()
+        }
     }
-    Ok(Exit::Ok)
 }
