@@ -28,6 +28,8 @@ pub enum Command {
     Delete(DeleteArgs),
     Guarantee(GuaranteeArgs),
     Top(TopArgs),
+    Audit(AuditArgs),
+    Backup(BackupArgs),
     Env(EnvArgs),
     #[command(hide = true)]
     Internal(InternalArgs),
@@ -333,6 +335,65 @@ pub struct TopArgs {
 
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+/// Recompute from the records alone whether a node kept its promises.
+///
+/// Exits with 0 only when every promise was kept and the records prove it, else with 1.
+#[derive(Args, Debug)]
+pub struct AuditArgs {
+    /// A segment of evidence, a folder of them, a data directory or a backup [default: the data directory].
+    #[arg(value_name = "FILE|DIR")]
+    pub path: Option<PathBuf>,
+
+    /// The node's data directory [default: $XDG_DATA_HOME/takt].
+    #[arg(long, env = "TAKT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Copy what a node must not lose: functions, code and evidence; keys are not part of it.
+#[derive(Args, Debug)]
+pub struct BackupArgs {
+    #[command(subcommand)]
+    pub verb: BackupVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BackupVerb {
+    /// Have a running node copy everything into a new folder on its machine.
+    Make(MakeBackupArgs),
+    /// Say what a backup holds.
+    Inspect(InspectBackupArgs),
+    /// Make a data directory from a backup, for a node to be started on.
+    Restore(RestoreBackupArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct MakeBackupArgs {
+    /// The folder to make, outside of the data directory.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct InspectBackupArgs {
+    /// The backup.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct RestoreBackupArgs {
+    /// The backup.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+
+    /// The data directory to make; it must not exist.
+    #[arg(value_name = "DATA_DIR")]
+    pub data_dir: PathBuf,
 }
 
 /// Print the variables that make AWS clients talk to a node: eval "$(takt env)".

@@ -1,5 +1,7 @@
 //! One module per command.
 
+pub mod audit;
+pub mod backup;
 pub mod delete;
 pub mod deploy;
 pub mod env;

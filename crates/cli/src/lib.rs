@@ -59,6 +59,8 @@ fn run(command: Command, format: Format) -> anyhow::Result<ExitCode> {
         Command::Delete(args) => commands::delete::run(&args, format),
         Command::Guarantee(args) => commands::guarantee::run(&args, format),
         Command::Top(args) => commands::top::run(&args, format),
+        Command::Audit(args) => commands::audit::run(&args, format),
+        Command::Backup(args) => commands::backup::run(&args, format),
         Command::Env(args) => commands::env::run(&args, format),
         // Its roles have exit codes of their own.
         Command::Internal(args) => return Ok(commands::internal::run(&args)),

@@ -1,5 +1,6 @@
 //! The daemon: it turns requests into events and actions into I/O.
 
+pub mod audit;
 pub mod auth;
 pub mod backup;
 pub mod code;

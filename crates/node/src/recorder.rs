@@ -20,7 +20,7 @@ use journal::chain::{Break, Head};
 use journal::record::{NodeStarted, Record};
 use model::Time;
 
-mod files;
+pub(crate) mod files;
 mod resume;
 mod ring;
 mod writer;

@@ -97,7 +97,7 @@ impl Files for Directory {
 }
 
 /// The segments of a directory: files whose name is a number of eight digits or more and the ending `.takt`.
-pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, u64)>> {
+pub(crate) fn list(directory: &Path) -> io::Result<Vec<(u64, u64)>> {
     let mut segments = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
@@ -116,6 +116,6 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, u64)>> {
 }
 
 /// The path of a segment in a directory.
-pub(super) fn path_of(directory: &Path, segment: u64) -> PathBuf {
+pub(crate) fn path_of(directory: &Path, segment: u64) -> PathBuf {
     directory.join(format!("{segment:08}.{EXTENSION}"))
 }
