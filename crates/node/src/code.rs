@@ -273,6 +273,26 @@ mod tests {
         assert_eq!(entries(folder.path()), 1);
     }
 
+    /// A zip archive of one file `f` that holds "x", stored.
+    fn zip_of_x() -> Vec<u8> {
+        let facts = [0x14, 0, 0, 0, 0, 0, 0, 0, 0x21, 0, 0x83, 0x16, 0xdc, 0x8c, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0];
+        let local = [b"PK\x03\x04".as_slice(), &facts, b"f", b"x"].concat();
+        let directory = [b"PK\x01\x02\x14\x00".as_slice(), &facts, &[0; 14], b"f"].concat();
+        let sizes = [u32::try_from(directory.len()).unwrap(), u32::try_from(local.len()).unwrap()].map(u32::to_le_bytes).concat();
+        let end = [b"PK\x05\x06\x00\x00\x00\x00\x01\x00\x01\x00".as_slice(), &sizes, &[0, 0]].concat();
+        [local, directory, end].concat()
+    }
+
+    #[test]
+    fn a_zip_becomes_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let codes = Codes::open(folder.path(), Arc::new(Zip)).unwrap();
+        let code = codes.add(&zip_of_x()).unwrap();
+        assert_eq!(fs::read(codes.tree(&code.id).join("f")).unwrap(), b"x");
+        assert!(matches!(codes.add(b"no zip"), Err(Error::Package { .. })));
+        assert_eq!(entries(folder.path()), 1);
+    }
+
     #[test]
     fn a_package_that_does_not_unpack_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();

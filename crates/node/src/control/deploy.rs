@@ -48,7 +48,7 @@ impl Service {
         if draft.keeps_instances() && self.running.contains_key(&name) {
             return self.relabel(draft).await;
         }
-        let place = self.place(&draft)?;
+        let place = self.place(&draft).await?;
         let pending = self.pending_entry(&draft, &place);
         self.commit(vec![Entry::Put(Box::new(pending))]).await?;
         if let (Some(accepted), Some(kept)) = (accepted, self.registry.get(&name)) {
@@ -151,7 +151,7 @@ impl Service {
         Ok(())
     }
 
-    fn place(&mut self, draft: &Draft) -> Result<Place, Error> {
+    async fn place(&mut self, draft: &Draft) -> Result<Place, Error> {
         let name = &draft.new.spec.name;
         let wanted = demand(&draft.new.spec, |class| self.registry.rate_classes().get(class), &self.options.costs)?;
         let Some(wanted) = wanted else {
@@ -165,7 +165,10 @@ impl Service {
             return Err(Error::NoEvidence { reason: reason.clone() });
         }
         let refused = |source| Error::Refused { source };
-        let (next, answer) = self.book.admit(&wanted).map_err(refused)?;
+        // The search for an offer may take a good part of a second.
+        let book = Arc::clone(&self.book);
+        let decided = tokio::task::spawn_blocking(move || book.admit(&wanted)).await.map_err(|_| Error::Cancelled)?;
+        let (next, answer) = decided.map_err(refused)?;
         let running = self.running.get(name).is_some_and(|running| running.lane == Lane::Guaranteed);
         if running {
             self.book.check_handover(name, &next).map_err(refused)?;

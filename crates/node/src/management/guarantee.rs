@@ -1,6 +1,7 @@
 //! Guarantees, pre-invocations and rate classes under `/v1`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -55,7 +56,7 @@ pub(super) async fn set(
     if trial.dry_run {
         let view = shared.control.view();
         let spec = FunctionSpec { guarantee: Some(terms), ..view.function(&name)?.current.spec.clone() };
-        return tried(&view, &spec).map(Json);
+        return tried(view, spec).await.map(Json);
     }
     shared.control.set_guarantee(&name, Some(terms)).await?;
     in_force(&shared, &name).await
@@ -69,10 +70,13 @@ fn terms(name: &FunctionName, pairs: &BTreeMap<String, serde_json::Value>) -> Re
     terms.map_err(invalid)?.ok_or_else(|| invalid(model::TermError::NoRate))
 }
 
-fn tried(view: &View, spec: &FunctionSpec) -> Result<GuaranteeAnswer, Error> {
-    match view.would_admit(spec)? {
+/// Asks admission on a thread of its own: the search for an offer may take a good part of a second.
+async fn tried(view: Arc<View>, spec: FunctionSpec) -> Result<GuaranteeAnswer, Error> {
+    let function = spec.name.to_string();
+    let decided = tokio::task::spawn_blocking(move || view.would_admit(&spec)).await;
+    match decided.map_err(|_| control::Error::Cancelled)?? {
         Some(answer) => Ok(GuaranteeAnswer::granted(&answer.grant, &answer.remaining)),
-        None => Err(Error::NoGuarantee { function: spec.name.to_string() }),
+        None => Err(Error::NoGuarantee { function }),
     }
 }
 
@@ -101,7 +105,7 @@ pub(super) struct Question {
 pub(super) async fn would_admit(State(shared): State<Shared>, body: Body) -> Result<Json<GuaranteeAnswer>, Error> {
     let question: Question = read_json(body, MAX_REQUEST_BYTES).await?;
     let spec = specification(question.takt_toml.as_deref(), question.spec)?;
-    tried(&shared.control.view(), &spec).map(Json)
+    tried(shared.control.view(), spec).await.map(Json)
 }
 
 /// A guarantee in words, with the numbers it rests on.
