@@ -151,6 +151,8 @@ pub struct Standing {
     pub users: Users,
     /// Why there are no control groups, if there are none.
     pub no_groups: Option<String>,
+    /// Why guaranteed instances cannot be real-time, if they cannot: tried on a process in a group as theirs.
+    pub no_real_time: Option<String>,
 }
 
 /// Whose instances are.

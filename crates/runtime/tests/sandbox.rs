@@ -55,6 +55,8 @@ impl Bench {
             println!("skipped: {reason}");
             return None;
         }
+        let daemon = sched::probe_fifo(1) == sched::RealTime::Works;
+        assert!(!daemon || standing.no_real_time.is_none(), "{:?}", standing.no_real_time);
         let mut tasks = JoinSet::new();
         tasks.spawn(service.run());
         let package = tempfile::tempdir().unwrap();
@@ -509,6 +511,7 @@ async fn role_unprivileged() {
     }
     let (client, service, standing) = launcher::spawn(&options("unprivileged")).unwrap();
     assert_eq!(standing.users, launcher::Users::Shared);
+    assert!(standing.no_real_time.unwrap().contains("Operation not permitted"));
     let no_groups = standing.no_groups.unwrap();
     assert!(no_groups.contains("no control-group hierarchy with memory"), "{no_groups}");
     let mut tasks = JoinSet::new();

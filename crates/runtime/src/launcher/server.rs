@@ -14,7 +14,7 @@ use rustix::process::{Pid, Resource, Rlimit};
 use rustix::time::Timespec;
 
 use super::{Answer, Exit, INSTANCES_MAX, Launch, Placement, Request, START_MAX, Standing, TMP_FILES_MAX, Timing, Users};
-use crate::cgroup::{Group, Groups, Layout, Limits};
+use crate::cgroup::{self, Cpu, Group, Groups, Layout, Limits};
 use crate::sandbox::filter::Filter;
 use crate::sandbox::{self, Ends, Failure, Fallback, Plan, Report, Step, Tree, USER_INSIDE, User};
 use crate::sys::clock::now;
@@ -26,6 +26,8 @@ use crate::sys::socket::{Message, Packets};
 const REMOVE_AGAIN_MS: i64 = 20;
 /// How often the launcher looks for starts that take too long, while there are starts.
 const START_MAX_CHECK_MS: i64 = 1000;
+/// Memory of the process that tries the real-time class.
+const PROBE_BYTES: u64 = 16 << 20;
 /// Tries to remove a group before it is left for the next start of the launcher.
 const REMOVE_TRIES_MAX: u32 = 100;
 
@@ -132,7 +134,38 @@ impl Launcher {
         let cores = sched::cores().map_err(|error| describe(&error))?;
         let launcher =
             Self { daemon, groups, filter, alone, users, first_user, cores, instances: BTreeMap::new(), leftovers: Vec::new() };
-        Ok((launcher, Standing { users, no_groups }))
+        let no_real_time = launcher.try_real_time().err().map(|failure| failure.to_string());
+        Ok((launcher, Standing { users, no_groups, no_real_time }))
+    }
+
+    /// Gives the lowest real-time priority to a process placed as a guaranteed instance is. A cpu group may grant none of it.
+    fn try_real_time(&self) -> Result<(), Failure> {
+        let limits = Limits { memory_bytes: PROBE_BYTES, pids: 1, cpu: Cpu::Guaranteed };
+        let group = match &self.groups {
+            Some(groups) => Some(groups.create("probe", &limits).map_err(|error| failed_groups("probe", &error))?),
+            None => None,
+        };
+        let clone = |error| Failure::new(Step::Clone, "probe", &error);
+        match process::clone_into(&self.alone, &[], None).map_err(clone)? {
+            Side::Child => {
+                // Not to be left behind by a launcher killed meanwhile.
+                match rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
+                    Ok(()) => process::wait_for_kill(),
+                    Err(_) => process::exit_now(1),
+                }
+            }
+            Side::Parent { child, pidfd } => {
+                let tried =
+                    group.as_ref().map_or(Ok(()), |group| group.add(child)).map_err(|error| failed_groups("probe", &error));
+                let tried = tried.and_then(|()| {
+                    sched::set_thread(child, Class::Fifo { priority: 1 })
+                        .map_err(|error| Failure::new(Step::Start, "class", &chain(&error)))
+                });
+                pidfd.kill().and_then(|()| pidfd.wait()).map_err(clone)?;
+                group.map_or(Ok(()), |group| group.remove()).map_err(|error| failed_groups("probe", &error))?;
+                tried
+            }
+        }
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -228,7 +261,7 @@ impl Launcher {
         let Some(groups) = &self.groups else { return Ok(None) };
         let limits = Limits { memory_bytes: launch.memory.bytes(), pids: launch.pids, cpu: launch.placement.cpu(launch.quota) };
         let made = groups.create(&format!("i-{id}"), &limits);
-        made.map(Some).map_err(|error| Failure::new(Step::Groups, &format!("i-{id}"), &chain(&error)))
+        made.map(Some).map_err(|error| failed_groups(&format!("i-{id}"), &error))
     }
 
     fn plan(&self, launch: Launch, slot: u32) -> Plan {
@@ -277,7 +310,7 @@ impl Launcher {
                 if let (Some(group), None) = (group, &directory) {
                     group.add(child).map_err(|error| {
                         pidfd.kill().and_then(|()| pidfd.wait()).ok(); // nothing else knows of it
-                        Failure::new(Step::Groups, &child.as_raw_nonzero().to_string(), &chain(&error))
+                        failed_groups(&child.as_raw_nonzero().to_string(), &error)
                     })?;
                 }
                 Ok((child, pidfd, status, stdout, stderr))
@@ -410,6 +443,10 @@ impl Instance {
         placed.map_err(|error| Failure::new(Step::Start, "class and cores", &chain(&error)))?;
         self.status.send(b"placed", &[]).map_err(|error| Failure::new(Step::Start, "program", &error))
     }
+}
+
+fn failed_groups(on: &str, error: &cgroup::Error) -> Failure {
+    Failure::new(Step::Groups, on, &chain(error))
 }
 
 /// Whether a connection has a message, or its end, to read.

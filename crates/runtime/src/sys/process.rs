@@ -195,6 +195,13 @@ pub fn on_termination(what: Termination) -> io::Result<()> {
     Ok(())
 }
 
+/// Does nothing until this process is killed. Allocates nothing.
+pub fn wait_for_kill() -> ! {
+    loop {
+        rustix::event::pause();
+    }
+}
+
 /// Ends this process at once: no destructors, no exit handlers.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` takes a number and does not return.
