@@ -351,6 +351,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_disk_gives_back_what_was_committed() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Arc::new(crate::store::Sqlite::open(&folder.path().join("store.sqlite3")).unwrap());
+        let mut registry = Registry::load(open()).unwrap();
+        registry.commit(vec![put("a", 1), put("b", 2)]).await.unwrap();
+        registry.commit(vec![Change::Delete("a".parse().unwrap())]).await.unwrap();
+        drop(registry);
+        assert_eq!(seen(&Registry::load(open()).unwrap()), [("b".to_owned(), 2)]);
+    }
+
+    #[tokio::test]
     async fn an_unreadable_entry_stops_the_start_and_is_named() {
         let store = Arc::new(Memory::new());
         store.apply(Batch::new().put("function/x", b"{}".to_vec())).unwrap();

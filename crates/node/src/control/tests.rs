@@ -625,3 +625,46 @@ async fn a_closing_node_gives_up_an_installation_and_the_old_version_is_back_aft
     assert!(matches!(world.function("a").last_update, LastUpdate::Failed { .. }));
     world.check();
 }
+
+/// One step of a random life: an operation on one of three functions, perhaps with a write that fails, perhaps a restart.
+type Step = (u8, u8, Option<u8>, bool);
+
+async fn random_step(world: &World, operation: u8, name: u8) -> Result<(), Error> {
+    let text = format!("f{name}");
+    let name: FunctionName = text.parse().unwrap();
+    match operation {
+        0 => world.put(spec(&text, TERMS, "h"), b"one").await.map(|_| ()),
+        1 => world.put(spec(&text, MORE, "h"), b"two").await.map(|_| ()),
+        2 => world.put(spec(&text, "", "h"), b"two").await.map(|_| ()),
+        3 => world.put(spec(&text, MORE, "broken"), b"two").await.map(|_| ()),
+        4 => world.put(spec(&text, TOO_MUCH, "h"), b"two").await.map(|_| ()),
+        5 => world.control.set_guarantee(&name, None).await.map(|_| ()),
+        6 => world.control.set_guarantee(&name, spec(&text, TERMS, "h").guarantee).await.map(|_| ()),
+        _ => world.control.delete(&name, None).await,
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(40))]
+    #[test]
+    fn whatever_happens_registry_lanes_routes_book_and_code_agree(
+        steps in proptest::collection::vec(proptest::prelude::any::<Step>(), 1..10),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::new().await;
+            for (operation, name, failing, restarts) in steps {
+                if let Some(calls) = failing {
+                    world.store.fail_after(u64::from(calls % 6));
+                }
+                // Which of the steps fail does not matter here; what they leave does.
+                let _outcome = random_step(&world, operation % 8, name % 3).await;
+                world.check();
+                if restarts {
+                    world = world.restart(options()).await;
+                    world.check();
+                }
+            }
+        });
+    }
+}
