@@ -20,6 +20,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Serve(ServeArgs),
     New(NewArgs),
     Deploy(DeployArgs),
     Invoke(InvokeArgs),
@@ -50,6 +51,42 @@ pub struct NodeArgs {
     /// The node's data directory, where its keys lie [default: $XDG_DATA_HOME/takt].
     #[arg(long, env = "TAKT_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+}
+
+/// Run a node until it is told to stop (Ctrl-C or SIGTERM); running requests may end first.
+///
+/// It prints one line with its address when it is ready.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// Address and port to listen on.
+    #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDRESS")]
+    pub listen: std::net::SocketAddr,
+
+    /// Directory for everything the node keeps [default: $XDG_DATA_HOME/takt].
+    #[arg(long, env = "TAKT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Memory that guaranteed functions may reserve together, such as 4GB [default: 60 % of the machine's].
+    #[arg(long, value_parser = bytes_of, value_name = "SIZE")]
+    pub memory: Option<u64>,
+
+    /// Another host name under which clients may ask; repeatable.
+    #[arg(long = "host", value_name = "NAME")]
+    pub hosts: Vec<String>,
+
+    /// Deploy this function folder, or every function folder in it, and again whenever its files change.
+    #[arg(long, value_name = "DIR")]
+    pub dev: Option<PathBuf>,
+}
+
+/// Bytes of a size in MB or GB (powers of 1,024, as everywhere).
+fn bytes_of(text: &str) -> Result<u64, String> {
+    let units = [("MB", 20), ("GB", 30)];
+    let parsed = units.iter().find_map(|(unit, shift)| {
+        let number: u64 = text.trim().strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(1 << shift)
+    });
+    parsed.filter(|bytes| 0 < *bytes).ok_or_else(|| "write a whole number with MB or GB, such as 4GB".to_owned())
 }
 
 /// Write a function folder from a template: code, takt.toml and a commented guarantee.

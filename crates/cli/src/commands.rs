@@ -11,6 +11,7 @@ pub mod invoke;
 pub mod list;
 pub mod logs;
 pub mod new;
+pub mod serve;
 pub mod top;
 
 use crate::args::NodeArgs;

@@ -51,6 +51,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, format: Format) -> anyhow::Result<ExitCode> {
     let exit = match command {
+        Command::Serve(args) => commands::serve::run(&args, format),
         Command::New(args) => commands::new::run(&args, format),
         Command::Deploy(args) => commands::deploy::run(&args, format),
         Command::Invoke(args) => commands::invoke::run(&args, format),

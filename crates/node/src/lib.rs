@@ -19,3 +19,19 @@ pub mod wall_clock;
 pub use runtime::launcher::main as become_launcher;
 /// Scheduling classes, for the tool's load generator and its demonstrations.
 pub use runtime::sys::sched;
+
+mod assemble;
+mod budget;
+pub mod calibrate;
+mod capacity;
+mod front;
+mod handle;
+mod instance;
+mod invocation;
+mod lane;
+mod manage;
+mod probe;
+mod scribe;
+pub mod serve;
+mod starter;
+mod threads;

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use device::Device;
-pub use policy::{Policy, Verdict, upstream_of};
+pub use policy::{Policy, Verdict, is_this_machine, upstream_of};
 
 /// Connections and datagram flows that one instance may have open at once.
 pub const FLOWS_MAX: usize = 256;

@@ -1,6 +1,5 @@
 //! What an instance may reach.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -31,24 +30,23 @@ pub struct Policy {
     resolver: IpAddr,
     /// Where questions are passed on to; `None`: the machine has no resolver, so names cannot be asked for.
     upstream: Option<SocketAddr>,
-    /// The node's own addresses.
-    own: BTreeSet<SocketAddr>,
-    /// The machine's addresses: the node listens on some of them.
-    own_port: u16,
-    machine: BTreeSet<IpAddr>,
+    /// Where the node listens.
+    own: SocketAddr,
+    /// Whether an address is one of this machine's, at which the node's port is the node's too.
+    is_own: fn(IpAddr) -> bool,
 }
 
 impl Policy {
-    /// `own` is where the node listens, `machine` the addresses the machine has.
+    /// `own` is where the node listens; [`is_this_machine`] is for `is_own`.
     #[must_use]
     pub fn new(
         outbound: Outbound,
         resolver: Ipv4Addr,
         upstream: Option<SocketAddr>,
         own: SocketAddr,
-        machine: BTreeSet<IpAddr>,
+        is_own: fn(IpAddr) -> bool,
     ) -> Self {
-        Self { outbound, resolver: resolver.into(), upstream, own: BTreeSet::from([own]), own_port: own.port(), machine }
+        Self { outbound, resolver: resolver.into(), upstream, own, is_own }
     }
 
     pub(super) fn resolver(&self) -> IpAddr {
@@ -89,7 +87,7 @@ impl Policy {
     fn never(&self, target: SocketAddr) -> bool {
         let ip = target.ip();
         let shapeless = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST);
-        let own = self.own.contains(&target) || (target.port() == self.own_port && self.machine.contains(&ip));
+        let own = target == self.own || (target.port() == self.own.port() && (self.is_own)(ip));
         shapeless || own
     }
 
@@ -123,6 +121,13 @@ async fn names(peer: &Peer, address: IpAddr) -> bool {
     }
 }
 
+/// Whether this machine has an address: only then can a socket be bound to it. Where the kernel lets sockets be bound to
+/// foreign addresses (`ip_nonlocal_bind`), every address counts as this machine's.
+#[must_use]
+pub fn is_this_machine(address: IpAddr) -> bool {
+    std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
 /// The first name server that a `resolv.conf` names.
 #[must_use]
 pub fn upstream_of(resolv_conf: &str) -> Option<SocketAddr> {
@@ -138,8 +143,8 @@ mod tests {
     use super::*;
 
     fn policy(outbound: Outbound) -> Policy {
-        let machine = BTreeSet::from(["192.0.2.2".parse().unwrap()]);
-        Policy::new(outbound, Ipv4Addr::new(10, 0, 0, 1), None, "127.0.0.1:9000".parse().unwrap(), machine)
+        let is_own = |ip: IpAddr| ip == IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+        Policy::new(outbound, Ipv4Addr::new(10, 0, 0, 1), None, "127.0.0.1:9000".parse().unwrap(), is_own)
     }
 
     async fn check(outbound: Outbound, target: &str, expected: Verdict) {
@@ -170,6 +175,12 @@ mod tests {
         check(Outbound::All, "192.0.2.2:5432", Verdict::Allowed).await;
         check(Outbound::All, "169.254.169.254:80", Verdict::Refused).await;
         check(Outbound::Only(vec!["169.254.169.254:80".parse().unwrap()]), "169.254.169.254:80", Verdict::Allowed).await;
+    }
+
+    #[test]
+    fn an_address_is_this_machine_s_when_it_can_be_bound() {
+        assert!(is_this_machine(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(!is_this_machine(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9))));
     }
 
     #[test]

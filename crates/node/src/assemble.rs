@@ -1,0 +1,559 @@
+//! A node, put together: its queues, its threads, and the order in which they start and stop.
+//!
+//! Every thread ends when the queue it serves closes. Stopping therefore means: have the lanes drain, then drop the ends that
+//! feed them, and join.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use engine::{reserved, shared};
+use journal::record::{NodeStarted, Record};
+use model::{InvocationId, Time};
+use plan::admission::NodeCapacity;
+use rand::SeedableRng;
+use rand_chacha::ChaCha12Rng;
+use runtime::environment::Credentials;
+use runtime::sandbox::{self, Language};
+use runtime::sys::clock;
+use runtime::{bootstrap, launcher, package};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::calibrate::{Classes, Measured};
+use crate::code::{Codes, Unpack};
+use crate::control::{self, Clock, Evidence, Gate};
+use crate::front::Front;
+use crate::handle::{COMMANDS_MAX, Handle};
+use crate::lane::links::{HAND_OVERS_MAX, Links, ORDERS_MAX, Order};
+use crate::lane::message::{Command, Moved, News, Traffic};
+use crate::lane::{self, Inbox, Machine, Start, ThreadPlacement};
+use crate::lanes::Lane;
+use crate::logs::{self, Appender};
+use crate::management::{self, DataSource, EvidenceHealth, Host, Report};
+use crate::probe::Probes;
+use crate::recorder::{self, Health};
+use crate::registry::State;
+use crate::serve::{Error, Options, Ready};
+use crate::starter::{self, Ends, Kit, NETWORKS_MAX, NetworkKit, NetworkOrder};
+use crate::store::Sqlite;
+use crate::threads::Threads;
+use crate::{manage, scribe};
+
+/// News that may wait for a lane.
+const NEWS_MAX: usize = 4_096;
+/// Requests that still run may end within this time after the node was told to stop.
+const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+/// How often the state of evidence and tolerance is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// By how much T rises above what was seen, as a share of it: a half.
+const RISE_MARGIN: u32 = 2;
+
+/// A node with everything that was found out before it starts.
+pub(crate) struct Node {
+    pub(crate) options: Options,
+    pub(crate) data: PathBuf,
+    pub(crate) front: Arc<Front>,
+    pub(crate) address: SocketAddr,
+    pub(crate) classes: Classes,
+    pub(crate) cores: Vec<u16>,
+    pub(crate) measured: Measured,
+    pub(crate) capacity: NodeCapacity,
+}
+
+/// The receiving and sending ends of one lane's queues, before they are handed out.
+struct Queues {
+    commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
+    news: (mpsc::Sender<News>, mpsc::Receiver<News>),
+    traffic: (mpsc::Sender<Traffic>, mpsc::Receiver<Traffic>),
+    orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
+}
+
+impl Queues {
+    fn new() -> Self {
+        Self {
+            commands: mpsc::channel(COMMANDS_MAX),
+            news: mpsc::channel(NEWS_MAX),
+            traffic: mpsc::channel(HAND_OVERS_MAX as usize),
+            orders: mpsc::channel(ORDERS_MAX),
+        }
+    }
+}
+
+/// What several threads share of a running node.
+struct Common {
+    scribe: mpsc::Sender<scribe::Order>,
+    networks: mpsc::Sender<NetworkOrder>,
+    management: mpsc::Sender<Moved>,
+    kit: Arc<Kit>,
+    wasted_ns: Arc<AtomicU64>,
+    seen_ns: Arc<AtomicU64>,
+}
+
+impl Node {
+    /// Starts everything, serves until told to stop, and stops everything.
+    pub(crate) fn run(self, listener: TcpListener, missing: Vec<String>, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+        let opening = self.opening()?;
+        let records = recorder::Options::new(self.data.join("evidence"), 2);
+        let mut evidence = recorder::start(&records, opening).map_err(|source| Error::Evidence { source })?;
+        let (Some(for_control), Some(for_lane)) = (evidence.senders.pop(), evidence.senders.pop()) else {
+            unreachable!("the recorder makes as many rings as it is asked for");
+        };
+        let (logs_in, logs_out, logs_kept) = logs::start(logs::Limits::default()).map_err(|source| Error::Thread { source })?;
+        let (mut threads, mut ends) = Threads::new();
+        let (common, inner) = self.common()?;
+        start_helpers(&mut threads, inner.scribe, logs_in, inner.networks)?;
+        let (guaranteed, best_effort) = (Queues::new(), Queues::new());
+        let handle = Arc::new(Handle::new(guaranteed.commands.0.clone(), best_effort.commands.0.clone()));
+        let gap_news = guaranteed.news.0.clone();
+        let to_lanes = [guaranteed.traffic.0.clone(), best_effort.traffic.0.clone()];
+        let [to_guaranteed, to_best_effort] = to_lanes;
+        let mut sender = for_lane;
+        let sink = Box::new(move |record: Record| sender.send(record));
+        let wide = self.start_lane(&mut threads, (Lane::Guaranteed, guaranteed), to_best_effort, (&common, Some(sink)))?;
+        let narrow = self.start_lane(&mut threads, (Lane::BestEffort, best_effort), to_guaranteed, (&common, None))?;
+        let probes = Probes::start(&self.cores, move |gap| {
+            // A lane that cannot take news now loses evidence of a gap, never a promise.
+            let _ = gap_news.try_send(News::Gap(gap));
+        });
+        let probes = probes.map_err(|source| Error::Thread { source })?;
+        let seen_ns = Arc::clone(&common.seen_ns);
+        drop(common);
+        let missing = missing.into_iter().chain([wide, narrow].into_iter().flatten()).collect::<BTreeSet<_>>();
+        let serving = Serving {
+            node: &self,
+            handle,
+            evidence: evidence.handle.clone(),
+            logs: logs_out,
+            seen_ns,
+            missing: missing.into_iter().collect(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+        let runtime = runtime.map_err(|source| Error::Thread { source })?;
+        let served = tokio::task::LocalSet::new()
+            .block_on(&runtime, serving.serve(listener, (for_control, inner.management), &mut ends, ready));
+        drop(runtime);
+        drop(probes);
+        threads.join();
+        logs_kept.join();
+        let health = evidence.recorder.stop(clock::now());
+        served.and(match health {
+            Health::Writing => Ok(()),
+            Health::Failing { error, .. } => Err(Error::Ended { name: "recorder".to_owned(), reason: error }),
+            Health::Stopped => Err(Error::Ended { name: "recorder".to_owned(), reason: "it ended before the node".to_owned() }),
+        })
+    }
+
+    fn opening(&self) -> Result<NodeStarted, Error> {
+        Ok(NodeStarted {
+            boot: InvocationId::from_random(u128::from_le_bytes(random()?)),
+            at: clock::now(),
+            unix_ns: u64::try_from(clock::since_epoch().as_nanos()).unwrap_or(u64::MAX),
+            level: self.capacity.level,
+            tolerance: self.capacity.tolerance,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    fn common(&self) -> Result<(Common, Inner), Error> {
+        let clients = self.data.join("clients");
+        bootstrap::install(&clients).map_err(|source| Error::Clients { source })?;
+        let found =
+            |language, program: &str| sandbox::interpreter(language, program.as_ref()).map_err(|error| error_line(&error));
+        let kit = Kit {
+            python: found(Language::Python, "python3"),
+            nodejs: found(Language::Nodejs, "node"),
+            clients,
+            home: self.front.home.clone(),
+            credentials: Credentials {
+                access_key_id: "TAKTINSTANCE".to_owned(),
+                secret_access_key: "not-a-secret".to_owned(),
+                session_token: "not-a-token".to_owned(),
+            },
+            classes: self.classes,
+            network: NetworkKit {
+                own: self.address,
+                upstream: std::fs::read_to_string("/etc/resolv.conf").ok().and_then(|text| runtime::forward::upstream_of(&text)),
+            },
+        };
+        let (scribe_in, scribe_out) = mpsc::channel(scribe::ORDERS_MAX);
+        let (networks_in, networks_out) = mpsc::channel(NETWORKS_MAX);
+        let (management_in, management_out) = mpsc::channel(manage::QUEUE_MAX);
+        let common = Common {
+            scribe: scribe_in,
+            networks: networks_in,
+            management: management_in,
+            kit: Arc::new(kit),
+            wasted_ns: Arc::default(),
+            seen_ns: Arc::default(),
+        };
+        Ok((common, Inner { scribe: scribe_out, networks: networks_out, management: management_out }))
+    }
+
+    /// Starts a lane and its starter. Returns what the lane's launcher cannot hold.
+    fn start_lane(
+        &self,
+        threads: &mut Threads,
+        (which, queues): (Lane, Queues),
+        other_lane: mpsc::Sender<Traffic>,
+        (common, sink): (&Common, Option<lane::links::RecordSink>),
+    ) -> Result<Option<String>, Error> {
+        let name = match which {
+            Lane::Guaranteed => "guaranteed",
+            Lane::BestEffort => "best-effort",
+        };
+        let ends = Ends {
+            orders: queues.orders.1,
+            news: queues.news.0,
+            scribe: common.scribe.clone(),
+            networks: common.networks.clone(),
+        };
+        let missing = self.start_starter(threads, (which, name), ends, Arc::clone(&common.kit))?;
+        let links = Links {
+            orders: queues.orders.0,
+            other_lane,
+            management: common.management.clone(),
+            scribe: common.scribe.clone(),
+            // Best effort leaves no evidence: nothing was promised.
+            records: sink.unwrap_or_else(|| Box::new(drop)),
+            wasted_ns: Arc::clone(&common.wasted_ns),
+            seen_ns: Arc::clone(&common.seen_ns),
+        };
+        let inbox = Inbox { commands: queues.commands.1, news: queues.news.1, traffic: queues.traffic.1 };
+        let placement = match (which, self.classes) {
+            (Lane::Guaranteed, Classes::RealTime) => Some(ThreadPlacement { core: self.cores[0] }),
+            (Lane::Guaranteed, Classes::Ordinary) | (Lane::BestEffort, _) => None,
+        };
+        let front = Arc::clone(&self.front);
+        let rng = ChaCha12Rng::from_seed(random()?);
+        let memory_mib = self.best_effort_memory() >> 20;
+        let failed = |source| Error::Thread { source };
+        match which {
+            Lane::Guaranteed => threads.start(name, move || {
+                let machine = reserved::Engine::new(reserved::Options::default());
+                run_lane(Start { lane: which, machine, links, inbox, front, rng, placement })
+            }),
+            Lane::BestEffort => threads.start(name, move || {
+                let machine = shared::Engine::new(shared::Options { memory_mib, ..shared::Options::default() });
+                run_lane(Start { lane: which, machine, links, inbox, front, rng, placement })
+            }),
+        }
+        .map_err(failed)?;
+        Ok(missing)
+    }
+
+    /// What best-effort instances may hold: what guarantees cannot reserve, less a tenth for the node itself.
+    fn best_effort_memory(&self) -> u64 {
+        let machine = crate::capacity::machine_memory();
+        machine.saturating_sub(self.capacity.memory).saturating_sub(machine / 10)
+    }
+
+    fn start_starter(
+        &self,
+        threads: &mut Threads,
+        (which, name): (Lane, &'static str),
+        ends: Ends,
+        kit: Arc<Kit>,
+    ) -> Result<Option<String>, Error> {
+        let options = launcher::Options {
+            program: self.options.program.clone(),
+            arguments: self.options.launcher_arguments.clone(),
+            groups: format!("takt-{}-{name}", self.address.port()),
+            first_user: launcher::Options::FIRST_USER_DEFAULT
+                + match which {
+                    Lane::Guaranteed => 0,
+                    Lane::BestEffort => u32::try_from(launcher::INSTANCES_MAX).expect("invariant: the limit is small"),
+                },
+        };
+        let (told, standing) = std::sync::mpsc::sync_channel(1);
+        let started = threads.start_async(&format!("starter-{name}"), move || async move {
+            let (client, service) = match launcher::spawn(&options) {
+                Ok((client, service, standing)) => {
+                    // The node waits for this answer.
+                    let _ = told.send(Ok(standing));
+                    (client, service)
+                }
+                Err(error) => {
+                    let _ = told.send(Err(error));
+                    return Ok(());
+                }
+            };
+            starter::run(client, service, kit, ends).await.map_err(|error| error.to_string())
+        });
+        started.map_err(|source| Error::Thread { source })?;
+        let standing = standing.recv().map_err(|_| Error::Ended {
+            name: format!("starter-{name}"),
+            reason: "it ended before its launcher answered".to_owned(),
+        })?;
+        let standing = standing.map_err(|source| Error::Launcher { source })?;
+        Ok(standing.no_groups.map(|reason| {
+            format!("no control groups ({reason}): memory and process limits of instances are per process; run as root or delegate a group")
+        }))
+    }
+}
+
+/// The receiving ends of what several threads share.
+struct Inner {
+    scribe: mpsc::Receiver<scribe::Order>,
+    networks: mpsc::Receiver<NetworkOrder>,
+    management: mpsc::Receiver<Moved>,
+}
+
+fn run_lane<M: Machine>(start: Start<M>) -> Result<(), String> {
+    lane::run(start).map_err(|error| error.to_string())
+}
+
+fn start_helpers(
+    threads: &mut Threads,
+    scribe_orders: mpsc::Receiver<scribe::Order>,
+    logs: Appender,
+    networks: mpsc::Receiver<NetworkOrder>,
+) -> Result<(), Error> {
+    let failed = |source| Error::Thread { source };
+    let scribing = threads.start_async("scribe", move || async move {
+        scribe::run(scribe_orders, scribe::Lines::new(logs)).await;
+        Ok(())
+    });
+    scribing.map_err(failed)?;
+    let forwarding = threads.start_async("network", move || async move {
+        starter::forward(networks).await;
+        Ok(())
+    });
+    forwarding.map_err(failed)
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::Randomness { reason: error.to_string() })?;
+    Ok(bytes)
+}
+
+/// An error with its causes, one line.
+pub(crate) fn error_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The serving part of a node's life, on the node's main thread.
+struct Serving<'a> {
+    node: &'a Node,
+    handle: Arc<Handle>,
+    evidence: recorder::Handle,
+    logs: logs::Logs,
+    /// The largest dispatch delay beyond S that no gap explains, nanoseconds.
+    seen_ns: Arc<AtomicU64>,
+    missing: Vec<String>,
+}
+
+impl Serving<'_> {
+    async fn serve(
+        self,
+        listener: TcpListener,
+        (records, moved): (recorder::Sender, mpsc::Receiver<Moved>),
+        ends: &mut mpsc::Receiver<crate::threads::End>,
+        ready: impl FnOnce(&Ready),
+    ) -> Result<(), Error> {
+        let store = Sqlite::open(&self.node.data.join("store.sqlite")).map_err(|source| Error::Store { source })?;
+        let store = Arc::new(store);
+        let codes = Codes::open(&self.node.data.join("code"), Arc::new(Packages)).map_err(|source| Error::Codes { source })?;
+        let parts = control::Parts {
+            store: Arc::clone(&store) as Arc<dyn journal::store::Store>,
+            codes: codes.clone(),
+            lanes: Arc::clone(&self.handle) as Arc<dyn crate::lanes::Lanes>,
+            evidence: Arc::new(Ledger { sender: Mutex::new(records) }),
+            clock: Arc::new(NodeClock),
+        };
+        let (service, control) =
+            control::Service::new(self.control_options(), parts).map_err(|source| Error::Control { source })?;
+        let controlling = tokio::task::spawn_local(service.run());
+        control.started().await.map_err(|source| Error::Bringing { source })?;
+        let (stop, stopped) = watch::channel(false);
+        let host = Arc::new(Watched::default());
+        let router = management::router(management::Parts {
+            control: control.clone(),
+            logs: self.logs.clone(),
+            codes,
+            host: Arc::clone(&host) as Arc<dyn Host>,
+            home: self.node.front.home.clone(),
+            url: format!("http://{}", self.node.address),
+            data: Some(DataSource { folder: self.node.data.clone(), store }),
+        });
+        let managing = tokio::task::spawn_local(manage::serve(moved, (router, Arc::clone(&self.node.front)), stopped));
+        self.handle.accept(listener).await.map_err(|_| closed())?;
+        ready(&self.ready(&control));
+        let ended = self.watch_over(&control, &host, ends).await;
+        // Whatever ends the node, what runs may end first.
+        let _ = stop.send(true);
+        let _ = tokio::time::timeout(DRAIN_WITHIN, self.handle.drain()).await;
+        control.shutdown();
+        let _ = controlling.await;
+        let _ = managing.await;
+        ended
+    }
+
+    fn control_options(&self) -> control::Options {
+        control::Options {
+            capacity: self.node.capacity.clone(),
+            costs: control::Costs {
+                cold_start_python: Duration::from_millis(500),
+                cold_start_nodejs: Duration::from_secs(1),
+                cold_start_provided: Duration::from_millis(250),
+                recycle: Duration::from_millis(1),
+            },
+            install_limit: Duration::from_secs(60),
+            code_grace: model::FunctionSpec::MAX_TIMEOUT,
+            start_width: 4,
+        }
+    }
+
+    fn ready(&self, control: &control::Handle) -> Ready {
+        let view = control.view();
+        Ready {
+            address: self.node.address,
+            level: self.node.capacity.level,
+            measured: self.node.measured,
+            suspended: view.functions.values().filter(|function| matches!(function.state, State::Suspended { .. })).count(),
+            missing: self.missing.clone(),
+        }
+    }
+
+    /// Looks after evidence and tolerance until the node is told to stop or a thread ends.
+    async fn watch_over(
+        &self,
+        control: &control::Handle,
+        host: &Watched,
+        ends: &mut mpsc::Receiver<crate::threads::End>,
+    ) -> Result<(), Error> {
+        let failed = |source| Error::Thread { source };
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let started = clock::now();
+        let mut tolerance = self.node.capacity.tolerance;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                Some((name, outcome)) = ends.recv() => {
+                    let reason = outcome.err().unwrap_or_else(|| "it ended by itself".to_owned());
+                    return Err(Error::Ended { name, reason });
+                }
+                _ = look.tick() => {
+                    let health = self.evidence.health();
+                    // A full queue of the control plane leaves the gate as it is until the next look.
+                    let _ = control.evidence(gate(&health));
+                    let seen = Duration::from_nanos(self.seen_ns.load(Ordering::Relaxed));
+                    if tolerance < seen {
+                        tolerance = seen + seen / RISE_MARGIN;
+                        // Functions that no longer fit are suspended and say so themselves.
+                        let _ = control.tolerance_raised(tolerance).await;
+                    }
+                    let usage = self.handle.usage().await.map_err(|_| closed())?;
+                    host.look(self.report(&health, clock::now().since(started), usage));
+                }
+            }
+        }
+    }
+
+    fn report(&self, health: &Health, uptime: Duration, usage: lane::Usage) -> Report {
+        let protections = self.missing.iter();
+        Report {
+            uptime,
+            protections: protections
+                .map(|text| management::Protection { name: "machine", missing: Some(text.clone()) })
+                .collect(),
+            evidence: evidence_health(health, &self.evidence),
+            queues: usage.queues,
+            best_effort: usage.best_effort,
+            usage: usage.functions,
+            tolerance_seen: Duration::from_nanos(self.seen_ns.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::Ended { name: "lane".to_owned(), reason: "its queue closed".to_owned() }
+}
+
+fn gate(health: &Health) -> Gate {
+    match health {
+        Health::Writing => Gate::Open,
+        Health::Failing { error, .. } => Gate::Shut { reason: error.clone() },
+        Health::Stopped => Gate::Shut { reason: "the recorder has ended".to_owned() },
+    }
+}
+
+fn evidence_health(health: &Health, recorder: &recorder::Handle) -> EvidenceHealth {
+    let written = recorder.head().number;
+    match health {
+        Health::Writing => EvidenceHealth { records_written: written, ..EvidenceHealth::default() },
+        Health::Failing { error, lost, .. } => EvidenceHealth {
+            records_written: written,
+            records_lost: *lost,
+            problem: Some(error.clone()),
+            ..EvidenceHealth::default()
+        },
+        Health::Stopped => EvidenceHealth {
+            records_written: written,
+            problem: Some("the recorder has ended".to_owned()),
+            ..EvidenceHealth::default()
+        },
+    }
+}
+
+/// The last report, for whoever asks between two looks.
+#[derive(Default)]
+struct Watched {
+    report: Mutex<Report>,
+}
+
+impl Watched {
+    fn look(&self, report: Report) {
+        *self.report.lock().expect("invariant: nothing panics while it holds this lock") = report;
+    }
+}
+
+impl Host for Watched {
+    fn report(&self) -> Report {
+        self.report.lock().expect("invariant: nothing panics while it holds this lock").clone()
+    }
+}
+
+/// The control plane's way to the recorder.
+struct Ledger {
+    sender: Mutex<recorder::Sender>,
+}
+
+impl Evidence for Ledger {
+    fn record(&self, record: Record) {
+        self.sender.lock().expect("invariant: nothing panics while it holds this lock").send(record);
+    }
+}
+
+struct NodeClock;
+
+impl Clock for NodeClock {
+    fn now(&self) -> Time {
+        clock::now()
+    }
+
+    fn since_1970(&self) -> Duration {
+        clock::since_epoch()
+    }
+}
+
+struct Packages;
+
+impl Unpack for Packages {
+    fn unpack(&self, package: &[u8], into: &std::path::Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(package::unpack(package, into)?)
+    }
+}

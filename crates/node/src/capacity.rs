@@ -1,0 +1,75 @@
+//! What admission may give away on this machine.
+
+use std::time::Duration;
+
+use model::Level;
+use plan::admission::{NodeCapacity, Periodic};
+
+use crate::calibrate::{Classes, Measured};
+use crate::lane::{ACCEPTS_PER_SECOND, EXCESS_PER_SECOND, watch};
+
+/// Of the machine's memory, what instances of guaranteed functions may reserve, in hundredths.
+const MEMORY_HUNDREDTHS: u64 = 60;
+/// Instances of guaranteed functions at once.
+const INSTANCES_MAX: u32 = 1_024;
+/// One look of the probe: its wake-up, a clock read and its way back to sleep.
+const PROBE: Periodic = Periodic { cost: Duration::from_micros(10), period: Duration::from_millis(1) };
+/// One switch between threads, cache effects included.
+const CONTEXT_SWITCH: Duration = Duration::from_micros(5);
+/// What a runtime uses per invocation around its handler: reading it, parsing it, sending the result. Python's is the
+/// largest of the three; the start benchmark prints all of them.
+const RUNTIME_COST: Duration = Duration::from_micros(300);
+/// One accept with the first look at its connection, and one excess invocation on its way through the lane.
+const ACCEPT_COST: Duration = Duration::from_micros(60);
+const FRONT_PERIOD: Duration = Duration::from_millis(100);
+
+/// The capacity of a machine that was measured. `memory` is the owner's limit in bytes.
+pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: Option<u64>) -> NodeCapacity {
+    let per_period = |per_second: u32| per_second.div_ceil(10);
+    let budget = ACCEPT_COST * per_period(ACCEPTS_PER_SECOND) + measured.front_cost * per_period(EXCESS_PER_SECOND);
+    NodeCapacity {
+        cores: u16::try_from(cores.len()).unwrap_or(u16::MAX),
+        core_limit_thousandths: NodeCapacity::CORE_LIMIT_THOUSANDTHS,
+        front_core: 0,
+        front_cost: measured.front_cost,
+        front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
+        front_budget: Periodic { cost: budget, period: FRONT_PERIOD },
+        tick: PROBE,
+        context_switch: CONTEXT_SWITCH,
+        instance_cost: RUNTIME_COST,
+        overshoot: watch::SAMPLING,
+        tolerance: measured.tolerance,
+        level: match classes {
+            Classes::RealTime => Level::Hard,
+            Classes::Ordinary => Level::Soft,
+        },
+        memory: memory.unwrap_or_else(|| machine_memory() / 100 * MEMORY_HUNDREDTHS),
+        instances: INSTANCES_MAX,
+    }
+}
+
+/// The machine's memory in bytes, or what this process's control group leaves of it; zero where neither can be read, so that
+/// nothing is promised.
+pub(crate) fn machine_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = total_bytes(&text).unwrap_or(0);
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limits = limits.iter().filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
+    limits.fold(total, u64::min)
+}
+
+fn total_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.split_ascii_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_in_kibibytes() {
+        assert_eq!(total_bytes("MemTotal:       24576 kB\nMemFree: 1 kB\n"), Some(24 << 20));
+        assert_eq!(total_bytes("nonsense"), None);
+    }
+}

@@ -1,0 +1,135 @@
+//! The control plane's handle on the two running lanes.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use engine::port::{Deployment, Reservation};
+use journal::record::Counters;
+use model::{FunctionKey, FunctionName};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::lane::Usage;
+use crate::lane::message::Command;
+use crate::lanes::{Closed, Image, Installed, Lane, Lanes, Lease, LeaseError, Pending, Route};
+
+/// Commands that may wait for a lane.
+pub(crate) const COMMANDS_MAX: usize = 256;
+
+/// Sends commands to both lanes. A function of the guaranteed lane is known to the best-effort lane too, for its excess.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    guaranteed: mpsc::Sender<Command>,
+    best_effort: mpsc::Sender<Command>,
+    /// Functions whose home is the best-effort lane. Used by control alone, never on a lane's thread.
+    at_home: Mutex<BTreeSet<FunctionKey>>,
+}
+
+impl Handle {
+    pub(crate) fn new(guaranteed: mpsc::Sender<Command>, best_effort: mpsc::Sender<Command>) -> Self {
+        Self { guaranteed, best_effort, at_home: Mutex::new(BTreeSet::new()) }
+    }
+
+    /// Has both lanes accept nothing more; ends when nothing runs any more.
+    pub(crate) async fn drain(&self) -> Result<(), Closed> {
+        ask(self.guaranteed.clone(), |done| Command::Drain { done }).await?;
+        ask(self.best_effort.clone(), |done| Command::Drain { done }).await
+    }
+
+    /// Has the guaranteed lane accept connections.
+    pub(crate) async fn accept(&self, listener: std::net::TcpListener) -> Result<(), Closed> {
+        ask(self.guaranteed.clone(), |done| Command::Accept { listener, done }).await
+    }
+
+    /// What the instances of both lanes held and used so far.
+    pub(crate) async fn usage(&self) -> Result<Usage, Closed> {
+        let mut guaranteed = ask(self.guaranteed.clone(), |done| Command::Usage { done }).await?;
+        let best_effort = ask(self.best_effort.clone(), |done| Command::Usage { done }).await?;
+        guaranteed.queues.extend(best_effort.queues);
+        guaranteed.functions.extend(best_effort.functions);
+        guaranteed.best_effort = best_effort.best_effort;
+        Ok(guaranteed)
+    }
+
+    fn at_home(&self) -> std::sync::MutexGuard<'_, BTreeSet<FunctionKey>> {
+        self.at_home.lock().expect("invariant: nothing panics while it holds this lock")
+    }
+}
+
+/// Sends a command and waits for its answer.
+async fn ask<T>(lane: mpsc::Sender<Command>, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Closed> {
+    let (done, answer) = oneshot::channel();
+    lane.send(command(done)).await.map_err(|_| Closed)?;
+    answer.await.map_err(|_| Closed)
+}
+
+fn install(lane: mpsc::Sender<Command>, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>> {
+    Box::pin(ask(lane, |done| Command::Install { deployment: Box::new(deployment), image, done }))
+}
+
+impl Lanes for Handle {
+    fn install(&self, lane: Lane, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>> {
+        match lane {
+            Lane::BestEffort => {
+                self.at_home().insert(deployment.function);
+                install(self.best_effort.clone(), Deployment { reservation: None, ..deployment }, image)
+            }
+            Lane::Guaranteed => {
+                let for_excess = Deployment { reservation: None, ..deployment.clone() };
+                let excess = install(self.best_effort.clone(), for_excess, Arc::clone(&image));
+                let guaranteed = install(self.guaranteed.clone(), deployment, image);
+                Box::pin(async move {
+                    match guaranteed.await? {
+                        Installed::Serving => excess.await,
+                        Installed::CannotServe { log } => Ok(Installed::CannotServe { log }),
+                    }
+                })
+            }
+        }
+    }
+
+    fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>> {
+        let reservation = Box::new(reservation);
+        Box::pin(ask(self.guaranteed.clone(), move |done| Command::Revise { function, reservation, done }))
+    }
+
+    fn remove(&self, lane: Lane, function: FunctionKey) -> Pending<Result<(), Closed>> {
+        let (guaranteed, best_effort) = (self.guaranteed.clone(), self.best_effort.clone());
+        let stays_at_home = match lane {
+            Lane::BestEffort => {
+                self.at_home().remove(&function);
+                false
+            }
+            Lane::Guaranteed => self.at_home().contains(&function),
+        };
+        Box::pin(async move {
+            if lane == Lane::Guaranteed {
+                ask(guaranteed, |done| Command::Remove { function, done }).await?;
+            }
+            if stays_at_home { Ok(()) } else { ask(best_effort, |done| Command::Remove { function, done }).await }
+        })
+    }
+
+    fn route(&self, name: &FunctionName, route: Option<Route>) -> Pending<Result<(), Closed>> {
+        let (lanes, name) = ([self.guaranteed.clone(), self.best_effort.clone()], name.clone());
+        Box::pin(async move {
+            for lane in lanes {
+                let (name, route) = (name.clone(), route.clone());
+                ask(lane, |done| Command::Route { name, route, done }).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn pre_invoke(&self, function: FunctionKey, lead: Duration) -> Pending<Result<Lease, LeaseError>> {
+        let lane = self.guaranteed.clone();
+        Box::pin(async move {
+            let asked = ask(lane, |done| Command::PreInvoke { function, lead, done }).await;
+            asked.unwrap_or(Err(LeaseError::Closed))
+        })
+    }
+
+    fn counters(&self) -> Pending<Result<Vec<Counters>, Closed>> {
+        Box::pin(ask(self.guaranteed.clone(), |done| Command::Counters { done }))
+    }
+}

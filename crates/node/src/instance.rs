@@ -1,0 +1,113 @@
+//! The process of an instance, as its lane holds it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use runtime::launcher::{self, CpuMeter, Exit, Handle};
+use runtime::sys::process::Death;
+use tokio::sync::oneshot;
+
+use crate::lambda::invoke;
+
+/// A running instance. Dropping it kills it with everything in it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    handle: Handle,
+    program: rustix::process::Pid,
+    meter: CpuMeter,
+    /// `/proc/PID/schedstat` of the program, kept open: one read a time.
+    schedstat: Option<File>,
+    /// Its forwarder ends when this is dropped.
+    _network: Option<oneshot::Sender<()>>,
+}
+
+impl Running {
+    pub(crate) fn new(
+        handle: Handle,
+        program: rustix::process::Pid,
+        meter: CpuMeter,
+        network: Option<oneshot::Sender<()>>,
+    ) -> Self {
+        let schedstat = File::open(format!("/proc/{}/schedstat", program.as_raw_nonzero())).ok();
+        Self { handle, program, meter, schedstat, _network: network }
+    }
+
+    /// Kills it; its death is told like any other.
+    pub(crate) fn kill(&self) {
+        // The only failure is that it is dead already.
+        let _ = self.handle.kill();
+    }
+
+    /// CPU time its program used so far; zero once it is dead.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        self.meter.program_used().unwrap_or_default()
+    }
+
+    /// Time its program was ready to run while its core ran something else; zero where the kernel does not say.
+    pub(crate) fn pushed_aside(&self) -> Duration {
+        let mut text = [0; 64];
+        let read = self.schedstat.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
+        waited(&text[..read]).unwrap_or_default()
+    }
+
+    /// Gives its threads a class and a core.
+    pub(crate) fn place(&self, placement: launcher::Placement) -> Result<usize, runtime::sys::sched::Error> {
+        launcher::place(self.program, placement)
+    }
+}
+
+/// The second number of a `schedstat`: nanoseconds spent waiting on a run queue.
+fn waited(schedstat: &[u8]) -> Option<Duration> {
+    let text = std::str::from_utf8(schedstat).ok()?;
+    text.split_ascii_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+}
+
+/// How an instance's end reads in an answer.
+pub(crate) fn ended_as(exit: &Exit) -> invoke::Outcome {
+    if 0 < exit.memory_kills {
+        return invoke::Outcome::OutOfMemory;
+    }
+    match exit.death {
+        Death::Exited { code } => invoke::Outcome::Exited(Some(code)),
+        Death::Signalled { signal } => invoke::Outcome::Killed(signal),
+    }
+}
+
+/// Why an instance was not started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartFailure {
+    #[error("this node has no interpreter for `{runtime}`: {reason}")]
+    NoInterpreter { runtime: model::Runtime, reason: String },
+    #[error("environment of the function")]
+    Environment { source: runtime::environment::Error },
+    #[error("its sandbox could not be made")]
+    Launch { source: launcher::Error },
+    #[error("the node reads the output of too many instances already")]
+    Scribe,
+}
+
+impl StartFailure {
+    /// The failure with its causes, one line.
+    pub(crate) fn text(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_on_the_run_queue_is_the_second_number() {
+        assert_eq!(waited(b"1048 2096 3\n"), Some(Duration::from_nanos(2096)));
+        assert_eq!(waited(b""), None);
+        assert_eq!(waited(b"a b c"), None);
+    }
+}

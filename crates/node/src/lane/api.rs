@@ -1,0 +1,283 @@
+//! Serves the Runtime API of the lane's instances: reads their requests, has the lane's state answer them.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use engine::port::{Allowance, Event};
+use http::request::Parts;
+use http::{HeaderValue, Response};
+use model::{End, InstanceId, InvocationId, Time};
+use runtime::api::{self, ConnectionId, Content, Delivery, Ended, Failure, Reply};
+use runtime::http1::{After, Connection, Error, Limits};
+use runtime::launcher::Exit;
+use runtime::sys::clock;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+use super::Lane;
+use super::core::Core;
+use super::instance::CONNECTIONS_MAX;
+use super::links::Order;
+use super::machine::Machine;
+use crate::instance::{Running, ended_as};
+use crate::invocation::Ending;
+use crate::lambda::invoke;
+use crate::lanes;
+
+const LIMITS: Limits = Limits { head_bytes: api::MAX_HEAD_BYTES, headers: 100 };
+/// Of a body above its limit this much is read and thrown away, so that the runtime gets to see the refusal.
+const DISCARDED_BYTES: usize = 32 << 20;
+
+/// Serves one instance until its process ends.
+pub(super) async fn serve<M: Machine>(
+    lane: Rc<Lane<M>>,
+    instance: InstanceId,
+    (running, listener, mut exit): (Arc<Running>, std::net::TcpListener, oneshot::Receiver<Exit>),
+) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            running.kill();
+            lane.with(|core| {
+                core.note_failure(instance, &format!("its Runtime API cannot be served: {error}"));
+                core.exited(instance, invoke::Outcome::Exited(None));
+            });
+            return;
+        }
+    };
+    let mut open = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            exit = &mut exit => {
+                // Without an exit the launcher is gone, and the instance with it.
+                let ending = exit.map_or(invoke::Outcome::Exited(None), |exit| ended_as(&exit));
+                lane.with(|core| core.exited(instance, ending));
+                return;
+            }
+            accepted = listener.accept() => {
+                if let Ok((stream, _)) = accepted
+                    && open.len() < CONNECTIONS_MAX
+                {
+                    // Small answers must not wait for an acknowledgement of the one before; a socket that refuses the
+                    // option still works.
+                    let _ = stream.set_nodelay(true);
+                    let lane = Rc::clone(&lane);
+                    open.spawn_local(async move { connection(lane, instance, stream).await });
+                }
+            }
+            Some(_) = open.join_next() => {}
+        }
+    }
+}
+
+async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream: TcpStream) {
+    let mut connection = Connection::new(stream);
+    let Some(id) = lane.with(|core| core.connected(instance)) else { return };
+    while let Some(parts) = connection.read_head(&LIMITS).await.ok().flatten() {
+        let content = match connection.read_body(&parts, api::body_limit(&parts)).await {
+            Ok(body) => Content::Whole(body, connection.take_trailers()),
+            Err(Error::BodyTooLong { .. }) => {
+                if connection.discard_body(&parts, DISCARDED_BYTES).await.is_err() {
+                    break;
+                }
+                Content::TooLong
+            }
+            Err(_) => break,
+        };
+        let response = match lane.with(|core| core.api_request(instance, id, &parts, content)) {
+            Some(Answer::Now(response)) => response,
+            Some(Answer::Later(waits)) => {
+                tokio::select! {
+                    biased;
+                    response = waits => match response {
+                        Ok(response) => response,
+                        Err(_) => break,
+                    },
+                    () = connection.closed() => break,
+                }
+            }
+            None => break,
+        };
+        match connection.write_response(response, After::KeepAlive).await {
+            Ok(After::KeepAlive) => {}
+            Ok(After::Close) | Err(_) => break,
+        }
+    }
+    lane.with(|core| core.disconnected(instance, id));
+}
+
+/// How a request of a runtime is answered.
+pub(super) enum Answer {
+    Now(Response<Bytes>),
+    Later(oneshot::Receiver<Response<Bytes>>),
+}
+
+impl<M: Machine> Core<M> {
+    pub(super) fn connected(&mut self, instance: InstanceId) -> Option<ConnectionId> {
+        self.instances.get_mut(&instance).map(super::instance::Instance::connected)
+    }
+
+    pub(super) fn disconnected(&mut self, instance: InstanceId, connection: ConnectionId) {
+        if let Some(known) = self.instances.get_mut(&instance) {
+            known.disconnected(connection);
+        }
+    }
+
+    /// A request of an instance's runtime; `None` when the instance is gone.
+    pub(super) fn api_request(
+        &mut self,
+        instance: InstanceId,
+        from: ConnectionId,
+        parts: &Parts,
+        content: Content,
+    ) -> Option<Answer> {
+        let known = self.instances.get_mut(&instance)?;
+        let outcome = known.session.request(from, parts, content);
+        if api::MAX_ASIDE < known.session.aside() {
+            // Its requests lead nowhere and take the lane's time from others.
+            known.kill();
+            return None;
+        }
+        let answer = match outcome.reply {
+            Reply::Now(response) => Answer::Now(response),
+            Reply::Held => Answer::Later(known.hold(from)),
+            Reply::HeldInsteadOf(other) => {
+                known.let_go(other);
+                Answer::Later(known.hold(from))
+            }
+        };
+        match outcome.event {
+            Some(api::Event::Ready { .. }) => self.asked(instance),
+            Some(api::Event::Ended(ended)) => self.returned(instance, ended),
+            Some(api::Event::InitFailed(failure)) => self.init_failed(instance, &failure),
+            Some(api::Event::Taken { .. }) | None => {}
+        }
+        Some(answer)
+    }
+
+    /// The instance asked for its first or next invocation.
+    fn asked(&mut self, instance: InstanceId) {
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        if known.settle() {
+            self.event(Event::Ready { instance });
+            return;
+        }
+        let (on, running) = (known.on, known.running.clone());
+        let ordered = running.is_some_and(|running| self.links.order(Order::Place { instance, running, on }).is_ok());
+        if !ordered && let Some(known) = self.instances.get_mut(&instance) {
+            known.kill();
+        }
+    }
+
+    /// The instance answered its invocation.
+    fn returned(&mut self, instance: InstanceId, ended: Ended) {
+        let now = clock::now();
+        let id = ended.id;
+        let cpu = self.cpu_of(id);
+        if let Some(known) = self.instances.get_mut(&instance) {
+            known.serving = None;
+        }
+        let Some(waiting) = self.waiting.get_mut(&id) else { return };
+        let delivered = waiting.progress.delivered.unwrap_or(now);
+        let stamped = ended.started.filter(|at| delivered <= *at && *at <= now);
+        waiting.progress.started = Some(stamped.unwrap_or(delivered));
+        if let Some(at) = stamped {
+            self.event_at(now, Event::Started { id, at });
+        }
+        if let Some(known) = self.instances.get_mut(&instance) {
+            known.used += now.since(delivered);
+        }
+        self.note_delay(id, instance);
+        let (end, ending) = match ended.result {
+            Ok(value) => (End::Succeeded, Ending::Ran(invoke::Outcome::Succeeded(value.payload))),
+            Err(failure) => (End::Failed, Ending::Ran(invoke::Outcome::Failed(failure.body))),
+        };
+        self.event_at(now, Event::Ended { id, end, cpu });
+        self.answer(now, id, ending);
+    }
+
+    /// Keeps the largest dispatch delay that neither the analysis nor a gap of the core explains.
+    fn note_delay(&mut self, id: InvocationId, instance: InstanceId) {
+        let Some(waiting) = self.waiting.get(&id) else { return };
+        let (Some(conforming), Some(started)) = (waiting.progress.conforming, waiting.progress.started) else { return };
+        self.keep_delay(id, started.since(conforming));
+        let analysed = self.analysed_start_of(id).unwrap_or_default();
+        let core = self.instances.get(&instance).and_then(super::instance::Instance::core);
+        let delay = started.since(conforming).saturating_sub(analysed);
+        let explained = self
+            .recent_gaps
+            .iter()
+            .any(|gap| (Some(gap.core) == core || gap.core == super::FRONT_CORE) && conforming < gap.until && gap.from < started);
+        if !explained {
+            let nanos = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+            self.links.seen_ns.fetch_max(nanos, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    fn init_failed(&mut self, instance: InstanceId, failure: &Failure) {
+        self.note_failure(instance, &String::from_utf8_lossy(&failure.body));
+        if let Some(known) = self.instances.get_mut(&instance) {
+            known.kill();
+        }
+    }
+
+    /// The instance's process ended.
+    pub(super) fn exited(&mut self, instance: InstanceId, exit: invoke::Outcome) {
+        self.note_exit(instance, &format!("the runtime ended before it was ready: {exit:?}"));
+        if let Some(known) = self.instances.get_mut(&instance) {
+            known.exit = Some(exit);
+        }
+        self.gone(instance);
+    }
+
+    /// Hands an invocation to an instance.
+    pub(super) fn deliver(
+        &mut self,
+        now: Time,
+        id: InvocationId,
+        instance: InstanceId,
+        (allowance, conforming): (Allowance, Option<Time>),
+    ) {
+        let start_bound = self.start_bound_of(id);
+        let Some(waiting) = self.waiting.get_mut(&id) else { return };
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        waiting.progress.delivered = Some(now);
+        waiting.progress.conforming = conforming;
+        waiting.progress.instance = Some(instance);
+        waiting.progress.start_bound = start_bound;
+        if waiting.request.log == invoke::LogType::Tail {
+            self.links.mark_log(instance);
+        }
+        let stops = allowance.until.min(now + allowance.run_time);
+        let deadline = clock::since_epoch() + stops.since(now);
+        let request = &waiting.request;
+        let invocation = api::Invocation {
+            id,
+            deadline_epoch_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+            function_arn: known.arn.clone(),
+            trace_id: request.trace_id.clone(),
+            client_context: request.client_context.clone(),
+            cognito_identity: None,
+            tenant_id: None,
+            content_type: Some(HeaderValue::from_static("application/json")),
+            payload: request.payload.clone(),
+        };
+        match known.session.deliver(invocation) {
+            Ok(Delivery::Now(connection, response)) => {
+                // A connection that closed in this instant shows as the instance's silence, which its bound ends.
+                if let Some(waits) = known.let_go(connection) {
+                    let _ = waits.send(response);
+                }
+            }
+            Ok(Delivery::WhenAsked) => {}
+            // The machine gave work to an instance that did not ask: it cannot be trusted with this state.
+            Err(_) => known.kill(),
+        }
+        known.serving = Some(id);
+        if self.lane == lanes::Lane::Guaranteed {
+            self.watch(now, id, instance, allowance);
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Serves the clients of a lane: reads requests, submits them, writes the answers, sends connections where they belong.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::port::Refusal;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use model::{Class, FunctionKey, InvocationId, LeaseId, Time, UrlAccess};
+use runtime::http1::{After, Connection, Error as WireError, Limits};
+use runtime::sys::clock;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Lane;
+use super::machine::Machine;
+use super::message::{Moved, Traffic};
+use crate::auth::sigv4::PayloadHash;
+use crate::auth::{Grant, PathClass};
+use crate::budget::Budget;
+use crate::front::{Target, today};
+use crate::invocation::{Ending, Outcome, Request};
+use crate::lambda::invoke::{self, Answer, Invoke, Kind, LogType, Report};
+use crate::lambda::path;
+use crate::lanes::{self, Route, Standing};
+use crate::url;
+
+const LIMITS: Limits = Limits { head_bytes: 32 << 10, headers: 100 };
+/// A connection that sends nothing for this long is closed.
+const IDLE: Duration = Duration::from_secs(75);
+/// A body must be there this long after its head.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// Excess that one connection may send through the guaranteed lane before it is moved off it.
+const EXCESS_PER_SECOND: u32 = 20;
+const EXCESS_AT_ONCE: u32 = 100;
+/// How long a connection that was moved off stays off.
+const PUSHED_OFF_FOR: Duration = Duration::from_secs(1);
+
+/// What happens to a connection after one request.
+enum Turn {
+    Next,
+    Close,
+    Move(Destination),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Destination {
+    OtherLane,
+    Management,
+}
+
+/// How one invocation is asked for and answered.
+struct Wants {
+    lease: Option<LeaseId>,
+    log: LogType,
+    render: fn(&Answer<'_>, invoke::Outcome) -> Response<Bytes>,
+}
+
+struct Client<M> {
+    lane: Rc<Lane<M>>,
+    connection: Connection<TcpStream>,
+    peer: SocketAddr,
+    manners: Manners,
+}
+
+/// What a connection did so far; it goes with the connection from lane to lane.
+#[derive(Clone, Debug)]
+pub(crate) struct Manners {
+    excess: Budget,
+    /// Not before this instant is the connection served in the guaranteed lane.
+    welcome_at: Time,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self { excess: Budget::new(EXCESS_PER_SECOND, EXCESS_AT_ONCE), welcome_at: Time::ZERO }
+    }
+}
+
+/// Serves a connection until it closes or moves on.
+pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
+    let Ok(stream) = TcpStream::from_std(moved.stream) else { return };
+    let mut client =
+        Client { lane, connection: Connection::with_buffer(stream, moved.unread), peer: moved.peer, manners: moved.manners };
+    loop {
+        match client.turn().await {
+            Turn::Next => {}
+            Turn::Close => {
+                // The other side may be gone already; then there is nothing to close.
+                let _ = client.connection.close().await;
+                return;
+            }
+            Turn::Move(destination) => {
+                client.leave(destination);
+                return;
+            }
+        }
+    }
+}
+
+impl<M: Machine> Client<M> {
+    async fn turn(&mut self) -> Turn {
+        let parts = match timeout(IDLE, self.connection.read_head(&LIMITS)).await {
+            Ok(Ok(Some(parts))) => parts,
+            Ok(Ok(None)) | Err(_) => return Turn::Close,
+            Ok(Err(error)) => return self.broken(&error).await,
+        };
+        match Target::of(parts.uri.path()) {
+            Target::Management => Turn::Move(Destination::Management),
+            Target::Invoke => self.invoke(&parts).await,
+            Target::Url => self.by_url(&parts).await,
+            Target::Lease(lease) => self.supply(&parts, lease).await,
+        }
+    }
+
+    /// AWS's Invoke.
+    async fn invoke(&mut self, parts: &Parts) -> Turn {
+        let front = Arc::clone(&self.lane.front);
+        let home = &front.home;
+        let call = path::parse(&parts.method, parts.uri.path(), parts.uri.query());
+        let name = match &call {
+            Ok(path::Call::Invoke(function)) => function.serving(home).cloned(),
+            Ok(_) => return Turn::Move(Destination::Management),
+            Err(error) => Err(error.clone()),
+        };
+        let route = name.as_ref().ok().and_then(|name| self.lane.core.borrow().route(name).cloned());
+        if let Some(turn) = self.elsewhere(route.as_ref()) {
+            return turn;
+        }
+        let grant = match self.allow(parts, PathClass::Aws, UrlAccess::Keyed) {
+            Ok(grant) => grant,
+            Err(denied) => return self.refuse(*denied).await,
+        };
+        let asked = match (call, name) {
+            (Ok(path::Call::Invoke(function)), Ok(_)) => Invoke::parse(function, &parts.headers),
+            (_, Err(error)) | (Err(error), _) => Err(error),
+            (Ok(_), Ok(_)) => return Turn::Move(Destination::Management),
+        };
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(error) => return self.refuse(error.response()).await,
+        };
+        let body = match self.body(parts, grant, PathClass::Aws).await {
+            Ok(body) => body,
+            Err(turn) => return turn,
+        };
+        let payload = match invoke::payload(body) {
+            Ok(payload) => payload,
+            Err(error) => return self.answer(error.response()).await,
+        };
+        let Some(route) = route else {
+            let error = invoke::refusal(Refusal::NoFunction, &asked.function.name, home, clock::now());
+            return self.answer(error.response()).await;
+        };
+        self.run_invoke(asked, payload, route, &parts.headers).await
+    }
+
+    async fn run_invoke(&mut self, invoke: Invoke, payload: Bytes, route: Route, headers: &HeaderMap) -> Turn {
+        let (asked, trace) = self.asked(headers);
+        match invoke.kind {
+            Kind::DryRun => return self.answer(invoke::dry_run(asked.id)).await,
+            Kind::RequestResponse => {}
+        }
+        let request = Request {
+            function: route.key,
+            payload,
+            client_context: invoke.client_context.as_deref().and_then(|context| HeaderValue::from_str(context).ok()),
+            deadline: invoke.deadline.map(|within| asked.arrived + within),
+            ..asked
+        };
+        self.run_and_answer(request, &route, Wants { lease: None, log: invoke.log, render: as_invoke }, &trace).await
+    }
+
+    /// A function by its URL.
+    async fn by_url(&mut self, parts: &Parts) -> Turn {
+        let target = url::parse(parts.uri.path());
+        let name = target.as_ref().ok().map(|target| &target.function);
+        let route = name.and_then(|name| self.lane.core.borrow().route(name).cloned());
+        if let Some(turn) = self.elsewhere(route.as_ref()) {
+            return turn;
+        }
+        let access = route.as_ref().map_or(UrlAccess::Keyed, |route| route.image.spec.url);
+        let grant = match self.allow(parts, PathClass::FunctionUrl, access) {
+            Ok(grant) => grant,
+            Err(denied) => return self.refuse(*denied).await,
+        };
+        let caller = match &grant {
+            Grant::Open => url::Caller::Anonymous,
+            Grant::Token | Grant::Signature(_) => url::Caller::KeyHolder,
+        };
+        let body = match self.body(parts, grant, PathClass::FunctionUrl).await {
+            Ok(body) => body,
+            Err(turn) => return turn,
+        };
+        let found = target.and_then(|target| {
+            let missing = || invoke::refusal(Refusal::NoFunction, &target.function, &self.lane.front.home, clock::now());
+            route.ok_or_else(missing).map(|route| (target.clone(), route))
+        });
+        let (target, route) = match found {
+            Ok(found) => found,
+            Err(error) => return self.answer(error.response()).await,
+        };
+        let (asked, trace) = self.asked(&parts.headers);
+        let at = clock::since_epoch();
+        let request =
+            url::Request { id: asked.id, target: &target, parts, body: &body, caller, source: self.peer.ip(), at, trace: &trace };
+        let event = url::event(&request, &self.lane.front.home);
+        let (payload, deadline) = match event.and_then(|event| Ok((event, invoke::deadline(&parts.headers)?))) {
+            Ok(event) => event,
+            Err(error) => return self.answer(error.response()).await,
+        };
+        let deadline = deadline.map(|within| asked.arrived + within);
+        let request = Request { function: route.key, payload, deadline, ..asked };
+        self.run_and_answer(request, &route, Wants { lease: None, log: LogType::None, render: url::response }, &trace).await
+    }
+
+    /// Input for a lease.
+    async fn supply(&mut self, parts: &Parts, lease: Option<LeaseId>) -> Turn {
+        if self.lane.lane() == lanes::Lane::BestEffort {
+            return Turn::Move(Destination::OtherLane);
+        }
+        let grant = match self.allow(parts, PathClass::V1, UrlAccess::Keyed) {
+            Ok(grant) => grant,
+            Err(denied) => return self.refuse(*denied).await,
+        };
+        let body = match self.body(parts, grant, PathClass::V1).await {
+            Ok(body) => body,
+            Err(turn) => return turn,
+        };
+        let found = lease.and_then(|lease| Some((lease, self.lane.core.borrow().leased(lease)?)));
+        let Some((lease, route)) = found else { return self.answer(no_lease()).await };
+        let payload = match invoke::payload(body) {
+            Ok(payload) => payload,
+            Err(error) => return self.answer(error.response()).await,
+        };
+        let (asked, trace) = self.asked(&parts.headers);
+        let request = Request { function: route.key, payload, ..asked };
+        let wants = Wants { lease: Some(lease), log: LogType::None, render: as_invoke };
+        self.run_and_answer(request, &route, wants, &trace).await
+    }
+
+    /// The parts of a request that every way of asking shares: complete now, with a new id and its trace.
+    fn asked(&self, headers: &HeaderMap) -> (Request, String) {
+        let id = self.lane.core.borrow_mut().new_id();
+        let sent = headers.get("x-amzn-trace-id").and_then(|value| value.to_str().ok());
+        let trace = invoke::trace_id(sent, id, clock::since_epoch().as_secs());
+        let request = Request {
+            id,
+            function: FunctionKey(0),
+            payload: Bytes::new(),
+            trace_id: HeaderValue::from_str(&trace).ok(),
+            client_context: None,
+            log: LogType::None,
+            deadline: None,
+            arrived: clock::now(),
+        };
+        (request, trace)
+    }
+
+    async fn run_and_answer(&mut self, request: Request, route: &Route, wants: Wants, trace: &str) -> Turn {
+        let id = request.id;
+        let request = Request { log: wants.log, ..request };
+        let Some(outcome) = self.run(request, route, wants.lease).await else { return Turn::Close };
+        let tail = match wants.log {
+            LogType::None => None,
+            LogType::Tail => Some(self.tail(id, &outcome, route).await),
+        };
+        let answer = Answer { id, trace, timing: outcome.timing(), log_tail: tail.as_deref() };
+        let response = match outcome.ending {
+            Ending::Ran(ran) => (wants.render)(&answer, ran),
+            Ending::Refused(refusal) => {
+                let error = invoke::refusal(refusal, &route.image.spec.name, &self.lane.front.home, clock::now());
+                let mut response = error.response();
+                answer.write(response.headers_mut());
+                response
+            }
+        };
+        self.answer(response).await
+    }
+
+    /// Runs a request; `None` when its client went away, which stops it.
+    async fn run(&mut self, request: Request, route: &Route, lease: Option<LeaseId>) -> Option<Outcome> {
+        let id = request.id;
+        let answer = self.lane.with(|core| core.submit(request, route.standing, lease));
+        let outcome = tokio::select! {
+            biased;
+            outcome = answer => outcome.ok(),
+            () = self.connection.closed() => {
+                self.lane.with(|core| core.abandon(id));
+                return None;
+            }
+        }?;
+        if self.lane.lane() == lanes::Lane::Guaranteed && is_excess(&outcome) {
+            let now = clock::now();
+            if self.manners.excess.spend(now).and_then(|()| self.lane.excess.borrow_mut().spend(now)).is_err() {
+                self.manners.welcome_at = now + PUSHED_OFF_FOR;
+            }
+        }
+        Some(outcome)
+    }
+
+    /// Whether requests on this route are served by another lane than this one.
+    fn elsewhere(&self, route: Option<&Route>) -> Option<Turn> {
+        let guaranteed = route.is_some_and(|route| route.standing == Standing::Guaranteed);
+        let welcome = guaranteed && self.manners.welcome_at <= clock::now();
+        let here = match self.lane.lane() {
+            lanes::Lane::Guaranteed => welcome,
+            lanes::Lane::BestEffort => !welcome,
+        };
+        (!here).then_some(Turn::Move(Destination::OtherLane))
+    }
+
+    fn allow(&self, parts: &Parts, class: PathClass, url: UrlAccess) -> Result<Grant, Box<Response<Bytes>>> {
+        self.lane.access.borrow_mut().check(parts, class, url, today()).map_err(|denied| Box::new(denied.response(class)))
+    }
+
+    /// Reads the body and has the signature decide, where there is one.
+    async fn body(&mut self, parts: &Parts, grant: Grant, class: PathClass) -> Result<Bytes, Turn> {
+        let read = timeout(BODY_WITHIN, self.connection.read_body(parts, invoke::MAX_PAYLOAD_BYTES)).await;
+        let body = match read {
+            Ok(Ok(body)) => body,
+            Ok(Err(WireError::BodyTooLong { .. })) => return Err(self.refuse(invoke::too_large().response()).await),
+            Ok(Err(error)) => return Err(self.broken(&error).await),
+            Err(_) => return Err(Turn::Close),
+        };
+        match grant {
+            Grant::Open | Grant::Token => Ok(body),
+            Grant::Signature(unproven) => match unproven.finish(PayloadHash::of(&body)) {
+                Ok(()) => Ok(body),
+                Err(error) => Err(self.answer(crate::auth::Denied::from(error).response(class)).await),
+            },
+        }
+    }
+
+    /// The end of the invocation's log.
+    async fn tail(&self, id: InvocationId, outcome: &Outcome, route: &Route) -> String {
+        let written = match outcome.progress.instance {
+            Some(instance) => {
+                let asked = self.lane.core.borrow_mut().links.log_tail(instance);
+                match asked {
+                    Some(answer) => answer.await.unwrap_or_default(),
+                    None => Bytes::new(),
+                }
+            }
+            None => Bytes::new(),
+        };
+        let since = outcome.progress.delivered.unwrap_or(outcome.arrived);
+        let report =
+            Report { duration: outcome.ended.since(since), memory: route.image.spec.memory, max_memory_mib: None, init: None };
+        report.tail(id, &written)
+    }
+
+    /// Answers a request that was read whole.
+    async fn answer(&mut self, response: Response<Bytes>) -> Turn {
+        match self.connection.write_response(response, After::KeepAlive).await {
+            Ok(After::KeepAlive) => Turn::Next,
+            Ok(After::Close) | Err(_) => Turn::Close,
+        }
+    }
+
+    /// Answers a request whose body is not read; the connection cannot go on.
+    async fn refuse(&mut self, response: Response<Bytes>) -> Turn {
+        // Whether or not the answer could be written, the connection is closed.
+        let _ = self.connection.write_response(response, After::Close).await;
+        Turn::Close
+    }
+
+    async fn broken(&mut self, error: &WireError) -> Turn {
+        match error.response() {
+            Some(response) => self.refuse(response).await,
+            None => Turn::Close,
+        }
+    }
+
+    /// Sends the connection, with the head just read put back, where it belongs.
+    fn leave(mut self, destination: Destination) {
+        let whole = self.connection.unread_head();
+        assert!(whole, "invariant: a connection moves before its body is read");
+        let (stream, unread) = self.connection.into_parts();
+        let Ok(stream) = stream.into_std() else { return };
+        let moved = Moved { stream, peer: self.peer, unread, manners: self.manners };
+        let core = self.lane.core.borrow();
+        // A full queue on the other side closes the connection: the client sees it and may come again.
+        match destination {
+            Destination::OtherLane => drop(core.links.other_lane.try_send(Traffic::Connection(moved))),
+            Destination::Management => drop(core.links.management.try_send(moved)),
+        }
+    }
+}
+
+fn as_invoke(answer: &Answer<'_>, outcome: invoke::Outcome) -> Response<Bytes> {
+    answer.response(outcome)
+}
+
+fn no_lease() -> Response<Bytes> {
+    let text = "{\"code\":\"no-lease\",\"message\":\"the lease is unknown, expired or used; pre-invoke again\"}";
+    let mut response = Response::new(Bytes::from_static(text.as_bytes()));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
+/// Whether an invocation went beyond its function's guarantee.
+fn is_excess(outcome: &Outcome) -> bool {
+    match &outcome.ending {
+        Ending::Ran(_) => outcome.class == Class::BestEffort,
+        Ending::Refused(refusal) => match refusal {
+            Refusal::OverRate { .. } | Refusal::QueueFull { .. } | Refusal::Busy { .. } => true,
+            Refusal::Expired { .. }
+            | Refusal::NoLease
+            | Refusal::NoFunction
+            | Refusal::Suspended
+            | Refusal::Unstartable
+            | Refusal::Draining => false,
+        },
+    }
+}

@@ -1,0 +1,579 @@
+//! The state of a lane: its machine, the requests that wait, its instances. Every change goes through [`Core::event`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::port::{Action, Deployment, Event, Placement, Refusal};
+use http::HeaderValue;
+use journal::record::{Counters, Record};
+use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Time, Version};
+use rand_chacha::ChaCha12Rng;
+use runtime::sys::clock;
+use tokio::sync::oneshot;
+
+use super::Usage;
+use super::delays::Delays;
+use super::instance::Instance;
+use super::links::{Links, Order};
+use super::machine::Machine;
+use super::message::{Command, Traffic};
+use super::watch::Watches;
+use crate::front::Front;
+use crate::instance::{Running, StartFailure};
+use crate::invocation::{Ending, Outcome, Progress, Request, Waiting};
+use crate::lambda::invoke;
+use crate::lanes::{Image, Installed, Lane, Lease, LeaseError, Route, Standing};
+use crate::management;
+use crate::probe::Gap;
+
+/// Gaps kept as an explanation of delays.
+const GAPS_MAX: usize = 64;
+/// How many leases may wait for their instance at once.
+const LEASES_MAX: usize = 1_000;
+
+pub(crate) struct Core<M> {
+    machine: M,
+    pub(super) lane: Lane,
+    pub(super) links: Links,
+    front: Arc<Front>,
+    rng: ChaCha12Rng,
+    functions: BTreeMap<FunctionKey, Function>,
+    routes: BTreeMap<FunctionName, Route>,
+    pub(super) waiting: BTreeMap<InvocationId, Waiting>,
+    pub(super) instances: BTreeMap<InstanceId, Instance>,
+    /// Leases whose instance is not ready yet, and those that wait for input.
+    leases: BTreeMap<LeaseId, (FunctionKey, oneshot::Sender<Result<Lease, LeaseError>>)>,
+    held: BTreeMap<LeaseId, FunctionKey>,
+    next_lease: u64,
+    pub(super) watches: Watches,
+    events: VecDeque<Event>,
+    actions: Vec<Action>,
+    /// Time in which a core's probe was not run, since the lane started.
+    pub(super) stolen: BTreeMap<u16, Duration>,
+    /// The last gaps of all probes.
+    pub(super) recent_gaps: VecDeque<Gap>,
+    /// The counters as last written to the evidence.
+    counted: Vec<Counters>,
+    drained: Option<oneshot::Sender<()>>,
+}
+
+/// Answers a request that no machine gets to see.
+fn turn_away(waiting: Waiting, refusal: Refusal) {
+    let now = clock::now();
+    let outcome = Outcome {
+        ending: Ending::Refused(refusal),
+        class: waiting.class,
+        arrived: waiting.request.arrived,
+        ended: now,
+        progress: waiting.progress,
+    };
+    // A client that went away in this instant needs no answer.
+    let _ = waiting.answer.send(outcome);
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> u64 {
+    u64::try_from(items.count()).unwrap_or(u64::MAX)
+}
+
+/// A function as this lane knows it. Two versions exist during a hand-over.
+struct Function {
+    images: BTreeMap<Version, Arc<Image>>,
+    deployment: Deployment,
+    installing: Option<(Version, oneshot::Sender<Installed>)>,
+    /// What the last instance that did not become ready had to say.
+    failure: String,
+    /// Time its instances existed and ran invocations, summed.
+    held: Duration,
+    used: Duration,
+    pub(super) delays: Delays,
+}
+
+impl<M: Machine> Core<M> {
+    pub(crate) fn new(machine: M, lane: Lane, links: Links, (front, rng): (Arc<Front>, ChaCha12Rng)) -> Self {
+        Self {
+            machine,
+            lane,
+            links,
+            front,
+            rng,
+            functions: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            held: BTreeMap::new(),
+            next_lease: 0,
+            watches: Watches::default(),
+            events: VecDeque::new(),
+            actions: Vec::new(),
+            stolen: BTreeMap::new(),
+            recent_gaps: VecDeque::new(),
+            counted: Vec::new(),
+            drained: None,
+        }
+    }
+
+    /// Where requests for a function go.
+    pub(super) fn route(&self, name: &FunctionName) -> Option<&Route> {
+        self.routes.get(name)
+    }
+
+    pub(super) fn new_id(&mut self) -> InvocationId {
+        InvocationId::from_random(rand::RngExt::random(&mut self.rng))
+    }
+
+    /// Tells the machine what happened now and does what it asks for.
+    pub(super) fn event(&mut self, event: Event) {
+        self.event_at(clock::now(), event);
+    }
+
+    pub(super) fn event_at(&mut self, now: Time, event: Event) {
+        // What was due before this event happens before it: the machine's clock does not go back.
+        if self.machine.next_wake().is_some_and(|at| at <= now) {
+            self.wake_machine(now);
+        }
+        self.events.push_back(event);
+        while let Some(event) = self.events.pop_front() {
+            self.machine.handle(now, event, &mut self.actions);
+            self.run_actions(now);
+        }
+        self.finish_drain();
+    }
+
+    /// Does what is due at `now`: the machine's own timers and the watches over running invocations.
+    pub(super) fn wake(&mut self, now: Time) {
+        self.wake_machine(now);
+        for id in self.watches.due(now) {
+            self.check_watch(now, id);
+        }
+        self.finish_drain();
+    }
+
+    fn wake_machine(&mut self, now: Time) {
+        self.machine.wake(now, &mut self.actions);
+        self.run_actions(now);
+    }
+
+    pub(super) fn next_wake(&self) -> Option<Time> {
+        match (self.machine.next_wake(), self.watches.next()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn run_actions(&mut self, now: Time) {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            self.act(now, action);
+        }
+        self.actions = actions;
+    }
+
+    fn act(&mut self, now: Time, action: Action) {
+        match action {
+            Action::Start { instance, function, version, on } => self.start(instance, function, version, on),
+            Action::Place { instance, on } => self.place(instance, on),
+            Action::Kill { instance } => self.kill(instance),
+            Action::Deliver { id, instance, allowance, conforming } => self.deliver(now, id, instance, (allowance, conforming)),
+            Action::Demote { id } => self.demote(id),
+            Action::Refuse { id, refusal } => self.answer(now, id, Ending::Refused(refusal)),
+            Action::Fail { id, end } => self.fail(now, id, end),
+            Action::LeaseReady { lease, expires } => self.lease_ready(now, lease, expires),
+            Action::LeaseEnded { lease, held } => {
+                self.held.remove(&lease);
+                self.links.lease_ended(held);
+            }
+            Action::LeaseRefused { lease, refusal } => self.lease_refused(now, lease, refusal),
+            Action::Serving { function, version } => self.installed(function, version, Installed::Serving),
+            Action::CannotServe { function, version } => {
+                let log = self.functions.get(&function).map_or_else(String::new, |known| known.failure.clone());
+                self.installed(function, version, Installed::CannotServe { log });
+            }
+            Action::Record(record) => self.links.record(*record),
+        }
+    }
+
+    /// A command of the control plane.
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::Install { deployment, image, done } => self.install(*deployment, image, done),
+            Command::Revise { function, reservation, done } => {
+                if let Some(known) = self.functions.get_mut(&function) {
+                    known.deployment.reservation = Some((*reservation).clone());
+                }
+                self.event(Event::Revise { function, reservation });
+                // The control plane that gave up waiting needs no answer.
+                let _ = done.send(());
+            }
+            Command::Remove { function, done } => {
+                self.event(Event::Remove { function });
+                self.functions.remove(&function);
+                let _ = done.send(());
+            }
+            Command::Route { name, route, done } => {
+                match route {
+                    Some(route) => self.routes.insert(name, route),
+                    None => self.routes.remove(&name),
+                };
+                let _ = done.send(());
+            }
+            Command::PreInvoke { function, lead, done } => self.pre_invoke(function, lead, done),
+            Command::Counters { done } => {
+                let _ = done.send(self.machine.counters());
+            }
+            Command::Usage { done } => {
+                self.record_counters();
+                let _ = done.send(self.usage());
+            }
+            Command::Accept { done, .. } => drop(done),
+            Command::Drain { done } => {
+                self.record_counters();
+                self.drained = Some(done);
+                self.event(Event::Drain);
+            }
+        }
+    }
+
+    /// The launcher made the instance. Returns whether it is still wanted.
+    pub(super) fn started(&mut self, instance: InstanceId, running: &Arc<Running>) -> bool {
+        let Some(known) = self.instances.get_mut(&instance) else {
+            running.kill();
+            return false;
+        };
+        known.started(Arc::clone(running));
+        true
+    }
+
+    pub(super) fn start_failed(&mut self, instance: InstanceId, failure: &StartFailure) {
+        self.note_failure(instance, &failure.text());
+        self.gone(instance);
+    }
+
+    /// The instance's threads have the class the machine asked for.
+    pub(super) fn placed(&mut self, instance: InstanceId) {
+        if self.instances.get_mut(&instance).is_some_and(Instance::placed) {
+            self.event(Event::Ready { instance });
+        }
+    }
+
+    pub(super) fn gap(&mut self, gap: Gap) {
+        *self.stolen.entry(gap.core).or_default() += gap.until.since(gap.from);
+        if GAPS_MAX <= self.recent_gaps.len() {
+            self.recent_gaps.pop_front();
+        }
+        self.recent_gaps.push_back(gap);
+        self.links.note(Record::ProbeGap { core: gap.core, from: gap.from, until: gap.until });
+        self.event(Event::ProbeGap { core: gap.core, from: gap.from, until: gap.until });
+    }
+
+    fn install(&mut self, deployment: Deployment, image: Arc<Image>, done: oneshot::Sender<Installed>) {
+        let (key, version) = (deployment.function, deployment.version);
+        let function = self.functions.entry(key).or_insert_with(|| Function {
+            images: BTreeMap::new(),
+            deployment: deployment.clone(),
+            installing: None,
+            failure: String::new(),
+            held: Duration::ZERO,
+            used: Duration::ZERO,
+            delays: Delays::default(),
+        });
+        function.images.insert(version, image);
+        function.deployment = deployment.clone();
+        function.failure.clear();
+        // A newer installation overtakes one that is still waiting; that one is told by its channel closing.
+        function.installing = Some((version, done));
+        self.event(Event::Install(Box::new(deployment)));
+    }
+
+    fn installed(&mut self, key: FunctionKey, version: Version, how: Installed) {
+        let Some(function) = self.functions.get_mut(&key) else { return };
+        match how {
+            Installed::Serving => function.images.retain(|kept, _| version <= *kept),
+            Installed::CannotServe { .. } => {
+                function.images.remove(&version);
+            }
+        }
+        if let Some((waits_for, done)) = function.installing.take_if(|(waits_for, _)| *waits_for == version) {
+            debug_assert_eq!(waits_for, version, "invariant: taken because equal");
+            let _ = done.send(how);
+        }
+    }
+
+    /// Takes in a complete request; its client waits on the receiver.
+    pub(super) fn submit(&mut self, request: Request, standing: Standing, lease: Option<LeaseId>) -> oneshot::Receiver<Outcome> {
+        let (answer, receiver) = oneshot::channel();
+        let class = match standing {
+            Standing::Guaranteed => Class::Guaranteed,
+            Standing::BestEffort | Standing::Suspended => Class::BestEffort,
+        };
+        let waiting = Waiting { request, answer, class, progress: Progress::default() };
+        match (standing, self.lane) {
+            (Standing::Suspended, _) => turn_away(waiting, Refusal::Suspended),
+            (Standing::Guaranteed, Lane::BestEffort) => self.hand_over(waiting, Traffic::Forwarded),
+            (Standing::Guaranteed, Lane::Guaranteed) | (Standing::BestEffort, _) => self.take_in(waiting, lease),
+        }
+        receiver
+    }
+
+    /// Takes over an invocation from the other lane.
+    pub(super) fn adopt(&mut self, mut waiting: Waiting, class: Class) {
+        waiting.class = class;
+        // The pacer's instants must not go back: an invocation that came over counts from here.
+        if class == Class::Guaranteed {
+            waiting.request.arrived = clock::now();
+        }
+        self.take_in(waiting, None);
+    }
+
+    fn take_in(&mut self, waiting: Waiting, lease: Option<LeaseId>) {
+        let Request { id, function, deadline, .. } = waiting.request;
+        let at = match self.lane {
+            Lane::Guaranteed => waiting.request.arrived,
+            Lane::BestEffort => clock::now(),
+        };
+        self.waiting.insert(id, waiting);
+        let event = match lease {
+            Some(lease) => {
+                self.held.remove(&lease);
+                Event::Supplied { id, lease, deadline }
+            }
+            None => Event::Arrived { id, function, deadline },
+        };
+        self.event_at(at, event);
+    }
+
+    fn hand_over(&mut self, waiting: Waiting, how: fn(Box<Waiting>) -> Traffic) {
+        if let Err(back) = self.links.hand_over(waiting, how) {
+            turn_away(*back, Refusal::Busy { limit: super::links::HAND_OVERS_MAX });
+        }
+    }
+
+    /// The client of an invocation that the guaranteed lane demoted went away.
+    pub(super) fn abandon_here(&mut self, id: InvocationId) {
+        if self.waiting.contains_key(&id) {
+            self.event(Event::Abandoned { id });
+        }
+    }
+
+    /// The client of an invocation went away.
+    pub(super) fn abandon(&mut self, id: InvocationId) {
+        if self.waiting.contains_key(&id) {
+            self.event(Event::Abandoned { id });
+        } else {
+            self.links.abandon_elsewhere(id);
+        }
+    }
+
+    fn demote(&mut self, id: InvocationId) {
+        if let Some(waiting) = self.waiting.remove(&id) {
+            self.hand_over(waiting, Traffic::Demoted);
+        }
+    }
+
+    fn fail(&mut self, now: Time, id: InvocationId, end: End) {
+        let Some(waiting) = self.waiting.get(&id) else { return };
+        let ending = match end {
+            End::Overran => {
+                let since = waiting.progress.delivered.unwrap_or(waiting.request.arrived);
+                Ending::Ran(invoke::Outcome::TimedOut(now.since(since)))
+            }
+            End::Crashed | End::Succeeded | End::Failed => Ending::Ran(self.crash_of(waiting)),
+            End::Expired => Ending::Refused(Refusal::Expired { deadline: waiting.request.deadline.unwrap_or(now) }),
+            End::Refused | End::Demoted => Ending::Refused(Refusal::Draining),
+            // Nobody is there to be told.
+            End::Cancelled => {
+                self.waiting.remove(&id);
+                self.watches.remove(id);
+                return;
+            }
+        };
+        self.answer(now, id, ending);
+    }
+
+    fn crash_of(&self, waiting: &Waiting) -> invoke::Outcome {
+        let instance = waiting.progress.instance.and_then(|instance| self.instances.get(&instance));
+        instance.and_then(|instance| instance.exit.clone()).unwrap_or(invoke::Outcome::Exited(None))
+    }
+
+    /// Ends the wait of an invocation's client.
+    pub(super) fn answer(&mut self, now: Time, id: InvocationId, ending: Ending) {
+        self.watches.remove(id);
+        let Some(waiting) = self.waiting.remove(&id) else { return };
+        let arrived = waiting.request.arrived;
+        let outcome = Outcome { ending, class: waiting.class, arrived, ended: now, progress: waiting.progress };
+        // A client that went away in this instant needs no answer.
+        let _ = waiting.answer.send(outcome);
+    }
+
+    fn start(&mut self, instance: InstanceId, function: FunctionKey, version: Version, on: Placement) {
+        let image = self.functions.get(&function).and_then(|function| function.images.get(&version)).cloned();
+        let Some(image) = image else {
+            self.events.push_back(Event::Gone { instance });
+            return;
+        };
+        let arn = HeaderValue::from_str(&self.front.home.arn(&image.spec.name))
+            .expect("invariant: names, regions and accounts are ASCII without control characters");
+        self.instances.insert(instance, Instance::starting(function, arn, on));
+        if self.links.order(Order::Start { instance, image, on }).is_err() {
+            self.note_failure(instance, "the node starts too many instances at once");
+            self.instances.remove(&instance);
+            self.events.push_back(Event::Gone { instance });
+        }
+    }
+
+    fn place(&mut self, instance: InstanceId, on: Placement) {
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        known.on = on;
+        let Some(running) = known.running.clone() else { return };
+        if self.links.order(Order::Place { instance, running, on }).is_err() {
+            // The class could not be changed in time: what holds a wrong class must not go on.
+            self.kill(instance);
+        }
+    }
+
+    fn kill(&mut self, instance: InstanceId) {
+        if let Some(known) = self.instances.get_mut(&instance) {
+            known.kill();
+        }
+    }
+
+    fn lease_ready(&mut self, now: Time, lease: LeaseId, expires: Time) {
+        if let Some((function, done)) = self.leases.remove(&lease) {
+            self.held.insert(lease, function);
+            // A caller that gave up lets the lease expire.
+            let _ = done.send(Ok(Lease { id: lease, expires_in: expires.since(now) }));
+        }
+    }
+
+    /// The route of the function that holds an instance for a lease.
+    pub(super) fn leased(&self, lease: LeaseId) -> Option<Route> {
+        let function = self.held.get(&lease)?;
+        self.routes.values().find(|route| route.key == *function).cloned()
+    }
+
+    fn lease_refused(&mut self, now: Time, lease: LeaseId, refusal: Refusal) {
+        let Some((_, done)) = self.leases.remove(&lease) else { return };
+        let _ = done.send(Err(LeaseError::Refused { reason: super::links::refusal_text(refusal, now) }));
+    }
+
+    fn pre_invoke(&mut self, function: FunctionKey, lead: Duration, done: oneshot::Sender<Result<Lease, LeaseError>>) {
+        if LEASES_MAX <= self.leases.len() {
+            let _ =
+                done.send(Err(LeaseError::Refused { reason: format!("{LEASES_MAX} leases wait for their instance already") }));
+            return;
+        }
+        self.next_lease += 1;
+        let lease = LeaseId(self.next_lease);
+        self.leases.insert(lease, (function, done));
+        self.event(Event::PreInvoke { lease, function, lead });
+    }
+
+    pub(super) fn note_failure(&mut self, instance: InstanceId, text: &str) {
+        let function = self.instances.get(&instance).map(|known| known.function);
+        if let Some(function) = function.and_then(|key| self.functions.get_mut(&key)) {
+            text.clone_into(&mut function.failure);
+        }
+    }
+
+    /// Keeps what a dead instance has to say where an installation may ask for it.
+    pub(super) fn note_exit(&mut self, instance: InstanceId, exit: &str) {
+        let function = self.instances.get(&instance).map(|known| known.function);
+        if let Some(function) = function.and_then(|key| self.functions.get_mut(&key))
+            && function.failure.is_empty()
+        {
+            exit.clone_into(&mut function.failure);
+        }
+    }
+
+    /// B of the guarantee that a waiting invocation runs under.
+    pub(super) fn start_bound_of(&self, id: InvocationId) -> Option<Duration> {
+        let function = self.waiting.get(&id).and_then(|waiting| self.functions.get(&waiting.request.function))?;
+        function.deployment.reservation.as_ref().map(|reservation| reservation.terms.start_within)
+    }
+
+    /// S of the guarantee that a waiting invocation runs under.
+    pub(super) fn analysed_start_of(&self, id: InvocationId) -> Option<Duration> {
+        let function = self.waiting.get(&id).and_then(|waiting| self.functions.get(&waiting.request.function))?;
+        function.deployment.reservation.as_ref().map(|reservation| reservation.start_bound)
+    }
+
+    /// Keeps the start delay of an invocation that is about to be answered.
+    pub(super) fn keep_delay(&mut self, id: InvocationId, delay: Duration) {
+        let function = self.waiting.get(&id).map(|waiting| waiting.request.function);
+        if let Some(function) = function.and_then(|key| self.functions.get_mut(&key)) {
+            function.delays.add(delay);
+        }
+    }
+
+    pub(super) fn gone(&mut self, instance: InstanceId) {
+        self.settle_usage(clock::now(), instance);
+        self.event(Event::Gone { instance });
+        self.instances.remove(&instance);
+    }
+
+    /// Adds what an instance held and used up to now to its function's sums, and begins anew.
+    fn settle_usage(&mut self, now: Time, instance: InstanceId) {
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        if let Some(function) = self.functions.get_mut(&known.function) {
+            function.held += now.since(known.held_since);
+            function.used += std::mem::take(&mut known.used);
+        }
+        known.held_since = now;
+    }
+
+    /// Writes the live counters behind the records they count, where they changed.
+    fn record_counters(&mut self) {
+        let functions = self.machine.counters();
+        if functions != self.counted {
+            self.counted.clone_from(&functions);
+            self.links.note(Record::Counters { at: clock::now(), functions });
+        }
+    }
+
+    fn usage(&mut self) -> Usage {
+        let now = clock::now();
+        let instances: Vec<InstanceId> = self.instances.keys().copied().collect();
+        for instance in instances {
+            self.settle_usage(now, instance);
+        }
+        let name = match self.lane {
+            Lane::Guaranteed => "guaranteed",
+            Lane::BestEffort => "best-effort",
+        };
+        let functions = self.functions.iter().map(|(key, function)| {
+            let mine = || self.instances.values().filter(|instance| instance.function == *key);
+            let busy = count(mine().filter(|instance| instance.serving.is_some()));
+            let idle = count(mine()).saturating_sub(busy);
+            management::Usage {
+                function: function.deployment.name.to_string(),
+                busy,
+                idle,
+                waiting: count(
+                    self.waiting
+                        .values()
+                        .filter(|waiting| waiting.request.function == *key && waiting.progress.delivered.is_none()),
+                ),
+                start_delay_p99: function.delays.p99(),
+                reserved_seconds: function.held.as_secs_f64(),
+                used_seconds: function.used.as_secs_f64(),
+            }
+        });
+        // The excess of a guaranteed function is reported by the lane that runs it, if it ever came.
+        let functions: Vec<_> = functions.filter(|usage| self.lane == Lane::Guaranteed || 0.0 < usage.reserved_seconds).collect();
+        let running = functions.iter().map(|usage| usage.busy).sum();
+        let waiting = functions.iter().map(|usage| usage.waiting).sum();
+        let length = u64::try_from(self.waiting.len()).unwrap_or(u64::MAX);
+        let limit = u64::try_from(super::CONNECTIONS_MAX).unwrap_or(u64::MAX);
+        let queues = vec![management::Queue { name, length, limit }];
+        Usage { functions, queues, best_effort: management::BestEffort { waiting, running } }
+    }
+
+    fn finish_drain(&mut self) {
+        if self.waiting.is_empty()
+            && let Some(done) = self.drained.take()
+        {
+            let _ = done.send(());
+        }
+    }
+}

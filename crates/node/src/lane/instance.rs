@@ -1,0 +1,141 @@
+//! An instance as its lane sees it: its process, its Runtime API, the invocation it runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::port::Placement;
+use http::{HeaderValue, Response};
+use model::{FunctionKey, InvocationId, Time};
+use runtime::api::{ConnectionId, Session};
+use runtime::sys::clock;
+use tokio::sync::oneshot;
+
+use crate::instance::Running;
+use crate::lambda::invoke;
+
+/// Connections that one instance may hold to its Runtime API at once.
+pub(super) const CONNECTIONS_MAX: usize = 64;
+
+pub(super) struct Instance {
+    pub(super) function: FunctionKey,
+    pub(super) on: Placement,
+    pub(super) running: Option<Arc<Running>>,
+    pub(super) session: Session,
+    pub(super) serving: Option<InvocationId>,
+    /// How its process ended.
+    pub(super) exit: Option<invoke::Outcome>,
+    pub(super) arn: HeaderValue,
+    class: Settling,
+    fate: Fate,
+    held: BTreeMap<ConnectionId, oneshot::Sender<Response<Bytes>>>,
+    connections: u64,
+    /// Since when its existence is not yet counted, and the time it ran invocations since then.
+    pub(super) held_since: Time,
+    pub(super) used: Duration,
+}
+
+/// Whether the instance's threads have the class its placement asks for. They get it when the first `/next` shows that the
+/// start is over: a start at real-time class would be in the way of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settling {
+    Starting,
+    /// It is ready but for its class.
+    Placing,
+    Settled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Wanted,
+    /// Killed, or to be killed as soon as there is something to kill.
+    Doomed,
+}
+
+impl Instance {
+    pub(super) fn starting(function: FunctionKey, arn: HeaderValue, on: Placement) -> Self {
+        Self {
+            function,
+            on,
+            running: None,
+            session: Session::new(),
+            serving: None,
+            exit: None,
+            arn,
+            class: Settling::Starting,
+            fate: Fate::Wanted,
+            held: BTreeMap::new(),
+            connections: 0,
+            held_since: clock::now(),
+            used: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn started(&mut self, running: Arc<Running>) {
+        if self.fate == Fate::Doomed {
+            running.kill();
+        }
+        self.running = Some(running);
+    }
+
+    pub(super) fn kill(&mut self) {
+        self.fate = Fate::Doomed;
+        if let Some(running) = &self.running {
+            running.kill();
+        }
+    }
+
+    /// The core its threads are pinned to.
+    pub(super) fn core(&self) -> Option<u16> {
+        match self.on {
+            Placement::RealTime { core, .. } => Some(core),
+            Placement::BestEffort => None,
+        }
+    }
+
+    /// The instance asked for an invocation. Returns whether it may get one; otherwise its class is to be set first.
+    pub(super) fn settle(&mut self) -> bool {
+        match (self.class, self.on) {
+            (Settling::Settled, _) => true,
+            (_, Placement::BestEffort) => {
+                self.class = Settling::Settled;
+                true
+            }
+            (Settling::Starting | Settling::Placing, Placement::RealTime { .. }) => {
+                self.class = Settling::Placing;
+                false
+            }
+        }
+    }
+
+    /// Its class was set. Returns whether it waited for that to be ready.
+    pub(super) fn placed(&mut self) -> bool {
+        let waited = self.class == Settling::Placing;
+        if waited {
+            self.class = Settling::Settled;
+        }
+        waited
+    }
+
+    pub(super) fn connected(&mut self) -> ConnectionId {
+        self.connections += 1;
+        ConnectionId(self.connections)
+    }
+
+    pub(super) fn disconnected(&mut self, connection: ConnectionId) {
+        self.held.remove(&connection);
+        self.session.closed(connection);
+    }
+
+    /// Keeps a connection waiting; one that waited before is let go by dropping its sender.
+    pub(super) fn hold(&mut self, connection: ConnectionId) -> oneshot::Receiver<Response<Bytes>> {
+        let (sender, receiver) = oneshot::channel();
+        self.held.insert(connection, sender);
+        receiver
+    }
+
+    pub(super) fn let_go(&mut self, connection: ConnectionId) -> Option<oneshot::Sender<Response<Bytes>>> {
+        self.held.remove(&connection)
+    }
+}

@@ -1,0 +1,109 @@
+//! A lane's ways out: the starter of instances, the other lane, the management front, the recorder. None ever blocks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::port::{Placement, Refusal};
+use journal::record;
+use model::{InstanceId, InvocationId, Time};
+use tokio::sync::{mpsc, oneshot};
+
+use super::message::{Moved, Traffic};
+use crate::instance::Running;
+use crate::invocation::Waiting;
+use crate::lanes::Image;
+use crate::scribe;
+
+/// Invocations and connections that may be on their way from one lane to the other.
+pub(crate) const HAND_OVERS_MAX: u32 = 4_096;
+/// Orders that may wait for the starter.
+pub(crate) const ORDERS_MAX: usize = 1_024;
+/// What the starter is asked to do.
+pub(crate) enum Order {
+    Start { instance: InstanceId, image: Arc<Image>, on: Placement },
+    Place { instance: InstanceId, running: Arc<Running>, on: Placement },
+}
+
+/// Where records go. Called on a lane's thread: it must neither block nor take a lock that another class holds.
+pub(crate) type RecordSink = Box<dyn FnMut(record::Record) + Send>;
+
+pub(crate) struct Links {
+    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) other_lane: mpsc::Sender<Traffic>,
+    pub(crate) management: mpsc::Sender<Moved>,
+    pub(crate) scribe: mpsc::Sender<scribe::Order>,
+    pub(crate) records: RecordSink,
+    /// Nanoseconds that instances were held by leases that were never used.
+    pub(crate) wasted_ns: Arc<AtomicU64>,
+    /// The largest dispatch delay beyond S that no gap explains, nanoseconds.
+    pub(crate) seen_ns: Arc<AtomicU64>,
+}
+
+/// The queue is full or its reader is gone.
+pub(super) struct Full;
+
+impl Links {
+    pub(super) fn order(&mut self, order: Order) -> Result<(), Full> {
+        self.orders.try_send(order).map_err(|_| Full)
+    }
+
+    /// Hands an invocation to the other lane, or gives it back where that lane has too many to take in.
+    pub(super) fn hand_over(&mut self, waiting: Waiting, how: fn(Box<Waiting>) -> Traffic) -> Result<(), Box<Waiting>> {
+        match self.other_lane.try_reserve() {
+            Ok(place) => {
+                place.send(how(Box::new(waiting)));
+                Ok(())
+            }
+            Err(_) => Err(Box::new(waiting)),
+        }
+    }
+
+    pub(super) fn abandon_elsewhere(&mut self, id: InvocationId) {
+        // A full queue leaves the invocation to run to its bound; its answer finds nobody.
+        let _ = self.other_lane.try_send(Traffic::Abandoned(id));
+    }
+
+    /// An invocation that wants its log begins on an instance.
+    pub(super) fn mark_log(&mut self, instance: InstanceId) {
+        // A busy scribe leaves older output in front of the invocation's own.
+        let _ = self.scribe.try_send(scribe::Order::Mark { instance });
+    }
+
+    /// Asks for what an instance wrote since its last invocation began; `None` when the scribe is too busy.
+    pub(super) fn log_tail(&mut self, instance: InstanceId) -> Option<oneshot::Receiver<Bytes>> {
+        let (answer, receiver) = oneshot::channel();
+        self.scribe.try_send(scribe::Order::Tail { instance, answer }).ok().map(|()| receiver)
+    }
+
+    /// Adds anything but an invocation to the evidence.
+    pub(super) fn note(&mut self, record: record::Record) {
+        (self.records)(record);
+    }
+
+    pub(super) fn record(&mut self, record: record::Invocation) {
+        (self.records)(record::Record::Invocation(record));
+    }
+
+    pub(super) fn lease_ended(&mut self, held: Duration) {
+        self.wasted_ns.fetch_add(u64::try_from(held.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// A refusal in words, for leases.
+pub(super) fn refusal_text(refusal: Refusal, now: Time) -> String {
+    match refusal {
+        Refusal::OverRate { next } => format!("it is over its guaranteed rate; the next one conforms in {:?}", next.since(now)),
+        Refusal::QueueFull { limit, next } => {
+            format!("its queue holds {limit} invocations already; the next slot is in {:?}", next.since(now))
+        }
+        Refusal::Expired { deadline } => format!("its deadline passed {:?} ago", now.since(deadline)),
+        Refusal::Busy { limit } => format!("{limit} invocations wait already"),
+        Refusal::NoLease => "the lease is unknown, expired or used".to_owned(),
+        Refusal::NoFunction => "there is no such function".to_owned(),
+        Refusal::Suspended => "its guarantee is suspended: it no longer fits this node".to_owned(),
+        Refusal::Unstartable => "its instances do not start".to_owned(),
+        Refusal::Draining => "the node is shutting down".to_owned(),
+    }
+}

@@ -1,0 +1,102 @@
+//! What reaches a lane from outside its thread. Both queues are bounded; control has its own, so that no traffic delays it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use engine::port::{Deployment, Reservation};
+use journal::record::Counters;
+use model::{FunctionKey, FunctionName, InstanceId, InvocationId};
+use runtime::launcher::Exit;
+use tokio::sync::oneshot;
+
+use super::Usage;
+use super::client::Manners;
+use crate::instance::{Running, StartFailure};
+use crate::invocation::Waiting;
+use crate::lanes::{Image, Installed, Lease, LeaseError, Route};
+use crate::probe::Gap;
+
+/// Commands of the control plane.
+pub(crate) enum Command {
+    Install {
+        deployment: Box<Deployment>,
+        image: Arc<Image>,
+        done: oneshot::Sender<Installed>,
+    },
+    Revise {
+        function: FunctionKey,
+        reservation: Box<Reservation>,
+        done: oneshot::Sender<()>,
+    },
+    Remove {
+        function: FunctionKey,
+        done: oneshot::Sender<()>,
+    },
+    Route {
+        name: FunctionName,
+        route: Option<Route>,
+        done: oneshot::Sender<()>,
+    },
+    PreInvoke {
+        function: FunctionKey,
+        lead: Duration,
+        done: oneshot::Sender<Result<Lease, LeaseError>>,
+    },
+    Counters {
+        done: oneshot::Sender<Vec<Counters>>,
+    },
+    /// What the lane's instances held and used so far.
+    Usage {
+        done: oneshot::Sender<Usage>,
+    },
+    /// Accept connections from here on.
+    Accept {
+        listener: std::net::TcpListener,
+        done: oneshot::Sender<()>,
+    },
+    /// Accept nothing more; `done` when nothing runs any more.
+    Drain {
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// News of the instances and the machine.
+pub(crate) enum News {
+    Started {
+        instance: InstanceId,
+        running: Arc<Running>,
+        listener: std::net::TcpListener,
+        exit: oneshot::Receiver<Exit>,
+    },
+    StartFailed {
+        instance: InstanceId,
+        failure: StartFailure,
+    },
+    /// The instance's threads are where the lane wanted them.
+    Placed {
+        instance: InstanceId,
+    },
+    Gap(Gap),
+}
+
+/// Work that other lanes or the acceptor hand over.
+pub(crate) enum Traffic {
+    Connection(Moved),
+    /// Excess of a guaranteed function, to run on what is idle.
+    Demoted(Box<Waiting>),
+    /// A request for a guaranteed function that came on a connection which is off the guaranteed lane.
+    Forwarded(Box<Waiting>),
+    /// The client of a demoted or forwarded invocation went away.
+    Abandoned(InvocationId),
+}
+
+/// A connection between two threads.
+pub(crate) struct Moved {
+    pub(crate) stream: std::net::TcpStream,
+    pub(crate) peer: SocketAddr,
+    /// Bytes read and not yet used, a whole request head included.
+    pub(crate) unread: BytesMut,
+    pub(crate) manners: Manners,
+}

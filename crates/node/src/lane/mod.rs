@@ -1,0 +1,269 @@
+//! A lane: one thread, one event loop, one state machine, the connections of its clients and of its instances.
+//!
+//! Nothing here decides; the machine does. Nothing here blocks; what may block (starting instances, reading logs, writing
+//! records) has threads of its own, fed over bounded queues.
+
+mod api;
+mod client;
+mod core;
+mod delays;
+mod instance;
+pub(crate) mod links;
+mod machine;
+pub(crate) mod message;
+pub(crate) mod watch;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use model::{Class, Time};
+use rand_chacha::ChaCha12Rng;
+use runtime::sys::{self, clock, sched};
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinSet, LocalSet};
+
+use self::client::Manners;
+use self::core::Core;
+use self::links::Links;
+pub(crate) use self::machine::Machine;
+use self::message::{Command, Moved, News, Traffic};
+use crate::auth::Access;
+use crate::budget::Budget;
+use crate::front::Front;
+use crate::{lanes, management};
+
+/// Priority of the guaranteed lane's thread: above every instance, below the probe.
+pub(crate) const PRIORITY: u8 = 70;
+/// The core of the guaranteed lane's thread, in the numbering of admission.
+const FRONT_CORE: u16 = 0;
+/// Connections that one lane holds at once; one more is closed before anything of it is read.
+const CONNECTIONS_MAX: usize = 8_192;
+/// Accepts per second, and at once, that the guaranteed lane's admission accounts for.
+pub(crate) const ACCEPTS_PER_SECOND: u32 = 500;
+const ACCEPTS_AT_ONCE: u32 = 100;
+/// Excess that the guaranteed lane answers itself, over all connections, and that its admission accounts for.
+pub(crate) const EXCESS_PER_SECOND: u32 = 1_000;
+const EXCESS_AT_ONCE: u32 = 200;
+
+/// Everything a lane's thread starts with.
+pub(crate) struct Start<M> {
+    pub(crate) lane: lanes::Lane,
+    pub(crate) machine: M,
+    pub(crate) links: Links,
+    pub(crate) inbox: Inbox,
+    pub(crate) front: Arc<Front>,
+    pub(crate) rng: ChaCha12Rng,
+    pub(crate) placement: Option<ThreadPlacement>,
+}
+
+/// Where the guaranteed lane's thread runs when the node has real-time scheduling.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadPlacement {
+    pub(crate) core: u16,
+}
+
+/// What a lane's instances held and used since the lane started, and what waits in it.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) queues: Vec<management::Queue>,
+    pub(crate) functions: Vec<management::Usage>,
+    pub(crate) best_effort: management::BestEffort,
+}
+
+/// The receiving ends of a lane's queues.
+pub(crate) struct Inbox {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) news: mpsc::Receiver<News>,
+    pub(crate) traffic: mpsc::Receiver<Traffic>,
+}
+
+/// The part of a lane that its tasks share. One thread; no borrow lives across an `.await`.
+pub(crate) struct Lane<M> {
+    core: RefCell<Core<M>>,
+    timer: AsyncFd<clock::Timer>,
+    armed: RefCell<Option<Time>>,
+    tasks: RefCell<JoinSet<()>>,
+    spawned: Notify,
+    front: Arc<Front>,
+    access: RefCell<Access>,
+    /// Excess of all connections together that this lane serves.
+    excess: RefCell<Budget>,
+    which: lanes::Lane,
+}
+
+impl<M: Machine> Lane<M> {
+    /// Works on the state and arms the timer for what it wants next.
+    fn with<T>(&self, work: impl FnOnce(&mut Core<M>) -> T) -> T {
+        let (result, wake) = {
+            let mut core = self.core.borrow_mut();
+            let result = work(&mut core);
+            (result, core.next_wake())
+        };
+        self.arm(wake);
+        result
+    }
+
+    fn lane(&self) -> lanes::Lane {
+        self.which
+    }
+
+    fn arm(&self, wake: Option<Time>) {
+        let mut armed = self.armed.borrow_mut();
+        if *armed == wake {
+            return;
+        }
+        let set = match wake {
+            Some(at) => self.timer.get_ref().set(at),
+            None => self.timer.get_ref().cancel(),
+        };
+        set.expect("invariant: a timer descriptor that was made accepts any instant");
+        *armed = wake;
+    }
+
+    /// Runs a task on this lane until it ends or the lane does.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.tasks.borrow_mut().spawn_local(task);
+        self.spawned.notify_one();
+    }
+
+    fn tasks(&self) -> usize {
+        self.tasks.borrow().len()
+    }
+
+    /// Takes in a connection, or closes it where the lane holds too many.
+    fn connect(self: &Rc<Self>, moved: Moved) {
+        if CONNECTIONS_MAX <= self.tasks() {
+            return;
+        }
+        let lane = Rc::clone(self);
+        self.spawn(async move { client::serve(lane, moved).await });
+    }
+}
+
+/// Runs a lane on the calling thread until its command queue closes.
+pub(crate) fn run<M: Machine>(start: Start<M>) -> io::Result<()> {
+    if let Some(placement) = start.placement {
+        let own = sched::current_thread();
+        sched::set_cores(own, &[placement.core]).map_err(io::Error::other)?;
+        sched::set_current(sched::Class::Fifo { priority: PRIORITY }).map_err(io::Error::other)?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().event_interval(16).build()?;
+    LocalSet::new().block_on(&runtime, serve(start))
+}
+
+async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
+    // The guaranteed lane is told to accept; the best-effort lane is handed its connections.
+    let mut listener = None;
+    let lane = Rc::new(Lane {
+        core: RefCell::new(Core::new(start.machine, start.lane, start.links, (Arc::clone(&start.front), start.rng))),
+        timer: sys::watch(clock::Timer::new()?)?,
+        armed: RefCell::new(None),
+        tasks: RefCell::new(JoinSet::new()),
+        spawned: Notify::new(),
+        access: RefCell::new(start.front.access()),
+        front: start.front,
+        excess: RefCell::new(Budget::new(EXCESS_PER_SECOND, EXCESS_AT_ONCE)),
+        which: start.lane,
+    });
+    let mut inbox = start.inbox;
+    let mut accepts = Budget::new(ACCEPTS_PER_SECOND, ACCEPTS_AT_ONCE);
+    loop {
+        tokio::select! {
+            biased;
+            command = inbox.commands.recv() => match command {
+                Some(Command::Accept { listener: given, done }) => {
+                    listener = Some(TcpListener::from_std(given)?);
+                    // The node waits for this answer.
+                    let _ = done.send(());
+                }
+                Some(command) => lane.with(|core| core.command(command)),
+                None => return Ok(()),
+            },
+            ready = lane.timer.readable() => {
+                let mut guard = ready?;
+                lane.timer.get_ref().consume()?;
+                guard.clear_ready();
+                drop(guard);
+                *lane.armed.borrow_mut() = None;
+                lane.with(|core| core.wake(clock::now()));
+            }
+            Some(news) = inbox.news.recv() => news_of(&lane, news),
+            () = join(&lane) => {}
+            accepted = accept(listener.as_ref(), &mut accepts) => match accepted {
+                Ok(moved) => lane.connect(moved),
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error),
+            },
+            Some(traffic) = inbox.traffic.recv() => match traffic {
+                Traffic::Connection(moved) => lane.connect(moved),
+                Traffic::Demoted(waiting) => lane.with(|core| core.adopt(*waiting, Class::BestEffort)),
+                Traffic::Forwarded(waiting) => lane.with(|core| core.adopt(*waiting, Class::Guaranteed)),
+                Traffic::Abandoned(id) => lane.with(|core| core.abandon_here(id)),
+            },
+        }
+    }
+}
+
+/// Waits for tasks that end; a task that panicked is a bug of ours and takes the lane down with its message.
+async fn join<M>(lane: &Lane<M>) {
+    let ended = poll_fn(|context| match lane.tasks.borrow_mut().poll_join_next(context) {
+        Poll::Ready(Some(ended)) => Poll::Ready(Some(ended)),
+        Poll::Ready(None) => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await;
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => assert!(!error.is_panic(), "a task of the lane panicked: {error}"),
+        None => lane.spawned.notified().await,
+    }
+}
+
+fn news_of<M: Machine>(lane: &Rc<Lane<M>>, news: News) {
+    match news {
+        News::Started { instance, running, listener, exit } => {
+            if lane.with(|core| core.started(instance, &running)) {
+                let serving = Rc::clone(lane);
+                lane.spawn(async move { api::serve(serving, instance, (running, listener, exit)).await });
+            }
+        }
+        News::StartFailed { instance, failure } => lane.with(|core| core.start_failed(instance, &failure)),
+        News::Placed { instance } => lane.with(|core| core.placed(instance)),
+        News::Gap(gap) => lane.with(|core| core.gap(gap)),
+    }
+}
+
+/// The next connection, as soon as the budget allows one. Safe to drop at any point.
+async fn accept(listener: Option<&TcpListener>, budget: &mut Budget) -> io::Result<Moved> {
+    let Some(listener) = listener else { return std::future::pending().await };
+    if let Err(at) = budget.check(clock::now()) {
+        tokio::time::sleep(at.since(clock::now())).await;
+    }
+    let (stream, peer) = listener.accept().await?;
+    // An earlier check may have been for an instant that this one precedes; then the next accept waits for it.
+    let _ = budget.spend(clock::now());
+    stream.set_nodelay(true)?;
+    Ok(Moved { stream: stream.into_std()?, peer, unread: bytes::BytesMut::new(), manners: Manners::default() })
+}
+
+/// Errors of `accept` that concern one connection or pass when descriptors come free.
+fn is_passing(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::PROTO,
+        Errno::INVAL,
+    ];
+    passing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}

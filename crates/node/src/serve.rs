@@ -1,0 +1,140 @@
+//! Starting and stopping a node.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use model::Level;
+use runtime::host::{self, Grant, Missing};
+use runtime::sys::sched;
+use runtime::{bootstrap, launcher};
+
+use crate::assemble::Node;
+use crate::auth::origin::Hosts;
+use crate::auth::{Metrics, Policy, keys};
+use crate::calibrate::{self, Classes, Measured};
+use crate::front::Front;
+use crate::lambda::Home;
+use crate::{capacity, code, control, recorder, store};
+
+/// How a node is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    /// Memory for instances of guaranteed functions, bytes; `None`: most of what the machine has.
+    pub memory: Option<u64>,
+    /// Host names the node may be asked under, beside its address and localhost.
+    pub hosts: Vec<String>,
+    /// The program that becomes a launcher when it is started with [`Options::launcher_arguments`].
+    pub program: PathBuf,
+    pub launcher_arguments: Vec<String>,
+}
+
+/// What a node says once it serves.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    pub address: SocketAddr,
+    pub level: Level,
+    pub measured: Measured,
+    /// Functions whose guarantee no longer fits.
+    pub suspended: usize,
+    /// What this machine or user does not give, with the consequence and the way out.
+    pub missing: Vec<String>,
+}
+
+/// Why a node does not serve, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot use the data directory {}", path.display())]
+    DataDir { path: PathBuf, source: io::Error },
+    #[error("another node uses the data directory {}; give this one its own with --data-dir", path.display())]
+    InUse { path: PathBuf },
+    #[error("keys of the node")]
+    Keys { source: keys::Error },
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot measure this machine")]
+    Measure { source: io::Error },
+    #[error("cannot write the runtime clients")]
+    Clients { source: bootstrap::Error },
+    #[error("cannot start the launcher of instances")]
+    Launcher { source: launcher::SpawnError },
+    #[error("cannot open the store")]
+    Store { source: store::Error },
+    #[error("cannot open the code directory")]
+    Codes { source: code::Error },
+    #[error("the control plane does not start")]
+    Control { source: control::StartError },
+    #[error("what ran before the restart cannot be brought up")]
+    Bringing { source: control::Error },
+    #[error("cannot open the evidence")]
+    Evidence { source: recorder::Error },
+    #[error("cannot start a thread of the node")]
+    Thread { source: io::Error },
+    #[error("no randomness from the system: {reason}")]
+    Randomness { reason: String },
+    #[error("the thread `{name}` ended: {reason}")]
+    Ended { name: String, reason: String },
+}
+
+/// Runs a node until it is told to stop (SIGTERM or SIGINT) or one of its threads ends. `ready` is called once it serves.
+pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    let data = DataDir::open(&options.data_dir)?;
+    let keys = keys::load_or_create(&data.path).map_err(|source| Error::Keys { source })?;
+    let (listener, address) = listen(options.listen)?;
+    let host = host::detect();
+    let classes = match host.hard_level() {
+        Grant::Yes => Classes::RealTime,
+        Grant::No { .. } => Classes::Ordinary,
+    };
+    let mut missing: Vec<String> = host.missing().iter().map(in_words).collect();
+    if classes == Classes::RealTime
+        && let Err(error) = sched::lock_memory()
+    {
+        missing.push(format!("memory is not locked ({error}): a page fault can delay the front; raise RLIMIT_MEMLOCK"));
+    }
+    let cores = sched::cores().map_err(|source| Error::Measure { source })?;
+    let measured = calibrate::measure(&cores, classes).map_err(|source| Error::Measure { source })?;
+    let capacity = capacity::of(&cores, classes, &measured, options.memory);
+    let hosts = Hosts::new(address, options.hosts.iter().cloned());
+    let policy = Policy { hosts, metrics: Metrics::default() };
+    let front = Arc::new(Front { home: Home::default(), policy, keys });
+    let node = Node { options: options.clone(), data: data.path.clone(), front, address, classes, cores, measured, capacity };
+    node.run(listener, missing, ready)
+}
+
+/// What is missing, why, what follows, and the way out.
+fn in_words(missing: &Missing) -> String {
+    let Missing { what, reason, consequence, remedy } = missing;
+    format!("{what}: {reason}; {consequence}; {remedy}")
+}
+
+/// The data directory, locked against a second node.
+#[derive(Debug)]
+struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::DataDir { path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+        let lock = File::create(path.join("lock")).map_err(failed)?;
+        let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+        locked.map_err(|_| Error::InUse { path: path.to_owned() })?;
+        Ok(Self { path: path.canonicalize().map_err(failed)?, _lock: lock })
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Listen { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}

@@ -1,0 +1,232 @@
+//! Starts instances for a lane, on a thread of ordinary class.
+//!
+//! A lane orders and is told: making a sandbox takes milliseconds, and changing the class of threads means reading a
+//! directory. Starts run beside each other; the launcher does their slow parts in the new processes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine::port::Placement;
+use model::{InstanceId, Outbound, Runtime};
+use runtime::bootstrap;
+use runtime::environment::{self, Credentials, Initialization};
+use runtime::forward::{self, Policy};
+use runtime::launcher::{self, Client, Launch, Service};
+use runtime::sandbox::{self, BOOTSTRAP as CLIENTS, CODE, Interpreter, Network};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::calibrate::Classes;
+use crate::instance::{Running, StartFailure};
+use crate::lambda::Home;
+use crate::lane::links::Order;
+use crate::lane::message::News;
+use crate::lanes::Image;
+use crate::scribe;
+
+/// Forwarders that may wait to be started.
+pub(crate) const NETWORKS_MAX: usize = 256;
+
+/// What instances are made from, on this machine.
+#[derive(Debug)]
+pub(crate) struct Kit {
+    pub(crate) python: Result<Interpreter, String>,
+    pub(crate) nodejs: Result<Interpreter, String>,
+    /// Where our runtime clients lie on the host.
+    pub(crate) clients: PathBuf,
+    pub(crate) home: Home,
+    /// What AWS SDKs inside an instance find; nothing of this node accepts them.
+    pub(crate) credentials: Credentials,
+    pub(crate) classes: Classes,
+    pub(crate) network: NetworkKit,
+}
+
+/// What a forwarder has to know of this machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NetworkKit {
+    pub(crate) own: SocketAddr,
+    pub(crate) upstream: Option<SocketAddr>,
+}
+
+/// A device whose packets are to be forwarded until `ends` resolves.
+pub(crate) struct NetworkOrder {
+    tun: OwnedFd,
+    policy: Arc<Policy>,
+    ends: oneshot::Receiver<()>,
+}
+
+/// The starter's ends of its queues.
+pub(crate) struct Ends {
+    pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) news: mpsc::Sender<News>,
+    pub(crate) scribe: mpsc::Sender<scribe::Order>,
+    pub(crate) networks: mpsc::Sender<NetworkOrder>,
+}
+
+/// Serves a lane's orders until its queue closes or the launcher is gone.
+pub(crate) async fn run(client: Client, service: Service, kit: Arc<Kit>, mut ends: Ends) -> io::Result<()> {
+    let mut work = JoinSet::new();
+    let service = service.run();
+    tokio::pin!(service);
+    loop {
+        tokio::select! {
+            error = &mut service => return Err(error),
+            order = ends.orders.recv() => match order {
+                None => return Ok(()),
+                Some(Order::Start { instance, image, on }) => {
+                    let (client, kit, news) = (client.clone(), Arc::clone(&kit), ends.news.clone());
+                    let (scribe, networks) = (ends.scribe.clone(), ends.networks.clone());
+                    work.spawn(async move {
+                        let started = start(&client, &kit, (instance, &image, on), (&scribe, &networks)).await;
+                        let told = match started {
+                            Ok(started) => started,
+                            Err(failure) => News::StartFailed { instance, failure },
+                        };
+                        // A lane that is gone needs no news; dropping them kills the instance.
+                        let _ = news.send(told).await;
+                    });
+                }
+                Some(Order::Place { instance, running, on }) => {
+                    match running.place(launcher_placement(on, kit.classes)) {
+                        Ok(_) => drop(ends.news.send(News::Placed { instance }).await),
+                        // An instance that cannot have its class must not be used; its death is told by itself.
+                        Err(_) => running.kill(),
+                    }
+                }
+            },
+            Some(_) = work.join_next() => {}
+        }
+    }
+}
+
+fn launcher_placement(on: Placement, classes: Classes) -> launcher::Placement {
+    match (on, classes) {
+        (Placement::RealTime { core, priority }, Classes::RealTime) => launcher::Placement::RealTime { core, priority },
+        (Placement::RealTime { core, .. }, Classes::Ordinary) => launcher::Placement::Pinned { core },
+        (Placement::BestEffort, _) => launcher::Placement::BestEffort,
+    }
+}
+
+async fn start(
+    client: &Client,
+    kit: &Kit,
+    (instance, image, on): (InstanceId, &Image, Placement),
+    (scribe, networks): (&mpsc::Sender<scribe::Order>, &mpsc::Sender<NetworkOrder>),
+) -> Result<News, StartFailure> {
+    let launch = kit.launch(instance, image, on)?;
+    let started = client.start(&launch).await.map_err(|source| StartFailure::Launch { source })?;
+    let meter = started.cpu_meter();
+    let network = match started.tun {
+        None => None,
+        Some(tun) => {
+            let (ends_with, ends) = oneshot::channel();
+            let policy = Arc::new(kit.policy(image.spec.outbound.clone()));
+            // Without a forwarder its packets go nowhere, as on a machine whose network is down.
+            let _ = networks.send(NetworkOrder { tun, policy, ends }).await;
+            Some(ends_with)
+        }
+    };
+    let follow =
+        scribe::Order::Follow { instance, function: image.spec.name.clone(), output: started.stdout, errors: started.stderr };
+    scribe.try_send(follow).map_err(|_| StartFailure::Scribe)?;
+    let running = Arc::new(Running::new(started.handle, started.program, meter, network));
+    Ok(News::Started { instance, running, listener: started.listener, exit: started.exit })
+}
+
+impl Kit {
+    fn launch(&self, instance: InstanceId, image: &Image, on: Placement) -> Result<Launch, StartFailure> {
+        let runtime = image.spec.runtime;
+        let program = bootstrap::program(runtime, Path::new(CLIENTS), Path::new(CODE));
+        let program = program.to_string_lossy().into_owned();
+        let (argv, extra) = match self.interpreter(runtime)? {
+            Some(interpreter) => {
+                let path = interpreter.program.to_string_lossy().into_owned();
+                let arguments = bootstrap::interpreter_arguments(runtime).iter().map(|argument| (*argument).to_owned());
+                let argv = std::iter::once(path).chain(arguments).chain(std::iter::once(program)).collect();
+                (argv, interpreter.paths.clone())
+            }
+            None => (vec![program], Vec::new()),
+        };
+        let placement = match on {
+            Placement::RealTime { core, .. } => launcher::Placement::Pinned { core },
+            Placement::BestEffort => launcher::Placement::BestEffort,
+        };
+        Ok(Launch {
+            argv,
+            env: self.environment(instance, image, on)?,
+            code: image.code.clone(),
+            bootstrap: Some(self.clients.clone()),
+            extra,
+            memory: image.spec.memory,
+            pids: launcher::PIDS_DEFAULT,
+            tmp_bytes: launcher::TMP_BYTES_DEFAULT,
+            placement,
+            quota: None,
+            network: match image.spec.outbound {
+                Outbound::None => Network::Loopback,
+                Outbound::All | Outbound::Only(_) => Network::Tun,
+            },
+        })
+    }
+
+    fn environment(&self, instance: InstanceId, image: &Image, on: Placement) -> Result<BTreeMap<String, String>, StartFailure> {
+        let (address, port) = sandbox::RUNTIME_API;
+        let variables = environment::variables(&environment::Instance {
+            spec: &image.spec,
+            version: "$LATEST",
+            initialization: match on {
+                Placement::RealTime { .. } => Initialization::Provisioned,
+                Placement::BestEffort => Initialization::OnDemand,
+            },
+            region: &self.home.region,
+            credentials: &self.credentials,
+            log_stream: &instance.to_string(),
+            runtime_api: &format!("{address}:{port}"),
+            code: Path::new(CODE),
+            clients: Path::new(CLIENTS),
+        });
+        variables.map_err(|source| StartFailure::Environment { source })
+    }
+
+    fn interpreter(&self, runtime: Runtime) -> Result<Option<&Interpreter>, StartFailure> {
+        let found = match runtime {
+            Runtime::Python => &self.python,
+            Runtime::NodeJs => &self.nodejs,
+            Runtime::Provided => return Ok(None),
+        };
+        match found {
+            Ok(interpreter) => Ok(Some(interpreter)),
+            Err(reason) => Err(StartFailure::NoInterpreter { runtime, reason: reason.clone() }),
+        }
+    }
+
+    fn policy(&self, outbound: Outbound) -> Policy {
+        let (resolver, network) = (sandbox::TUN_RESOLVER, self.network);
+        Policy::new(outbound, resolver, network.upstream, network.own, forward::is_this_machine)
+    }
+}
+
+/// Runs forwarders until the queue of orders closes.
+pub(crate) async fn forward(mut orders: mpsc::Receiver<NetworkOrder>) {
+    let mut running = JoinSet::new();
+    loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                None => return,
+                Some(NetworkOrder { tun, policy, ends }) => {
+                    running.spawn(async move {
+                        tokio::select! {
+                            _ = forward::run(tun, policy) => {}
+                            _ = ends => {}
+                        }
+                    });
+                }
+            },
+            Some(_) = running.join_next() => {}
+        }
+    }
+}
