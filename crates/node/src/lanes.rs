@@ -67,7 +67,8 @@ pub type Pending<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 /// The control plane's handle on the running lanes. Calls are made from the control plane, serialised by it.
 pub trait Lanes: Send + Sync + 'static {
     /// Installs or replaces a function in a lane, make before break; ends when the new version serves. A function that
-    /// changes lanes is installed in its new one first and removed from the old one after.
+    /// changes lanes is installed in its new one first and removed from the old one after. Where it cannot serve, both lanes
+    /// run of the function what they ran before the call; control takes nothing back there.
     fn install(&self, lane: Lane, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>>;
 
     /// Changes priorities, bounds or T of a function in the guaranteed lane whose code stays as it is.
