@@ -435,8 +435,20 @@ fn remove_tree(path: &Path) -> Result<(), Error> {
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         remove_tree(&entry.path())?;
     }
-    kill_all(path)?;
-    remove(path)
+    // The last of a group's dead may hold it for some more moments.
+    for round in 0..KILL_ROUNDS_MAX {
+        kill_all(path)?;
+        match remove(path) {
+            Err(Error::Remove { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => pause(round),
+            removed => return removed,
+        }
+    }
+    Err(Error::Unkillable { path: path.to_owned(), rounds: KILL_ROUNDS_MAX })
+}
+
+/// Waits a little, longer each round up to 10 ms.
+fn pause(round: u32) {
+    crate::sys::clock::sleep_until(crate::sys::clock::now() + Duration::from_millis(1) * round.min(10));
 }
 
 fn kill_all(path: &Path) -> Result<(), Error> {
@@ -457,8 +469,7 @@ fn kill_all(path: &Path) -> Result<(), Error> {
                 rustix::process::kill_process(process, Signal::KILL).ok(); // it may have ended
             }
         }
-        let pause = Duration::from_millis(1) * round.min(10);
-        crate::sys::clock::sleep_until(crate::sys::clock::now() + pause);
+        pause(round);
     }
     Err(Error::Unkillable { path: path.to_owned(), rounds: KILL_ROUNDS_MAX })
 }

@@ -162,7 +162,7 @@ impl Launcher {
                         .map_err(|error| Failure::new(Step::Start, "class", &chain(&error)))
                 });
                 pidfd.kill().and_then(|()| pidfd.wait()).map_err(clone)?;
-                group.map_or(Ok(()), |group| group.remove()).map_err(|error| failed_groups("probe", &error))?;
+                group.map(|group| group.remove().ok()); // its dead may hold it for moments; closing removes it
                 tried
             }
         }
