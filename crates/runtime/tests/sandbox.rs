@@ -749,7 +749,7 @@ print('from the node', heard)
     let mut launch = bench.python(&script);
     launch.network = Network::Tun;
     let mut started = bench.client.start(&launch).await.unwrap();
-    let policy = Policy::new(model::Outbound::All, sandbox::TUN_RESOLVER, None, node_at, takt_runtime::forward::is_this_machine);
+    let policy = Policy::new(model::Outbound::All, sandbox::TUN_RESOLVER, None, node_at, forward::is_this_machine);
     let mut tasks = JoinSet::new();
     tasks.spawn(forward::run(started.tun.take().unwrap(), std::sync::Arc::new(policy)));
     let (mut connection, _) = peer.accept().await.unwrap();
