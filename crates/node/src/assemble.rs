@@ -12,14 +12,15 @@ use std::time::Duration;
 
 use engine::{reserved, shared};
 use journal::record::{NodeStarted, Record};
-use model::{InvocationId, Time};
+use model::{InvocationId, Level, Time};
 use plan::admission::NodeCapacity;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use runtime::environment::Credentials;
+use runtime::launcher::{self, Standing};
 use runtime::sandbox::{self, Language};
 use runtime::sys::clock;
-use runtime::{bootstrap, launcher, package};
+use runtime::{bootstrap, package};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -69,17 +70,20 @@ struct Queues {
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     traffic: (mpsc::Sender<Traffic>, mpsc::Receiver<Traffic>),
-    orders: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
+    orders: mpsc::Sender<Order>,
 }
 
 impl Queues {
-    fn new() -> Self {
-        Self {
+    /// A lane's queues, and where its starter finds its orders.
+    fn new() -> (Self, mpsc::Receiver<Order>) {
+        let (orders, for_starter) = mpsc::channel(ORDERS_MAX);
+        let queues = Self {
             commands: mpsc::channel(COMMANDS_MAX),
             news: mpsc::channel(NEWS_MAX),
             traffic: mpsc::channel(HAND_OVERS_MAX as usize),
-            orders: mpsc::channel(ORDERS_MAX),
-        }
+            orders,
+        };
+        (queues, for_starter)
     }
 }
 
@@ -95,26 +99,36 @@ struct Common {
 
 impl Node {
     /// Starts everything, serves until told to stop, and stops everything.
-    pub(crate) fn run(self, listener: TcpListener, missing: Vec<String>, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
-        let opening = self.opening()?;
-        let records = recorder::Options::new(self.data.join("evidence"), 2);
-        let mut evidence = recorder::start(&records, opening).map_err(|source| Error::Evidence { source })?;
-        let (Some(for_control), Some(for_lane)) = (evidence.senders.pop(), evidence.senders.pop()) else {
-            unreachable!("the recorder makes as many rings as it is asked for");
-        };
+    pub(crate) fn run(mut self, listener: TcpListener, missing: Vec<String>, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
         let (logs_in, logs_out, logs_kept) = logs::start(logs::Limits::default()).map_err(|source| Error::Thread { source })?;
         let (mut threads, mut ends) = Threads::new();
         let (common, inner) = self.common()?;
         start_helpers(&mut threads, inner.scribe, logs_in, inner.networks)?;
-        let (guaranteed, best_effort) = (Queues::new(), Queues::new());
+        let ((guaranteed, guaranteed_orders), (best_effort, best_effort_orders)) = (Queues::new(), Queues::new());
+        let mut missing: BTreeSet<String> = missing.into_iter().collect();
         let handle = Arc::new(Handle::new(guaranteed.commands.0.clone(), best_effort.commands.0.clone()));
         let gap_news = guaranteed.news.0.clone();
         let to_lanes = [guaranteed.traffic.0.clone(), best_effort.traffic.0.clone()];
         let [to_guaranteed, to_best_effort] = to_lanes;
-        let mut sender = for_lane;
-        let sink = Box::new(move |record: Record| sender.send(record));
-        let wide = self.start_lane(&mut threads, (Lane::Guaranteed, guaranteed), to_best_effort, (&common, Some(sink)))?;
-        let narrow = self.start_lane(&mut threads, (Lane::BestEffort, best_effort), to_guaranteed, (&common, None))?;
+        let starter = common.starter_ends(guaranteed_orders, &guaranteed);
+        let wide = self.start_starter(&mut threads, Lane::Guaranteed, starter, &common.kit)?;
+        let starter = common.starter_ends(best_effort_orders, &best_effort);
+        let narrow = self.start_starter(&mut threads, Lane::BestEffort, starter, &common.kit)?;
+        if let Some(reason) = &wide.no_real_time {
+            self.classes = Classes::Ordinary;
+            self.capacity.level = Level::Soft;
+            missing.insert(format!("instances cannot be of real-time class ({reason}): guarantees are `soft`"));
+        }
+        missing.extend([wide, narrow].into_iter().filter_map(|standing| standing.no_groups).map(|reason| {
+            format!("no control groups ({reason}): memory and processes of instances are limited per process; run as root or delegate a group")
+        }));
+        let mut evidence = self.start_recorder()?;
+        let (Some(for_control), Some(mut for_lane)) = (evidence.senders.pop(), evidence.senders.pop()) else {
+            unreachable!("the recorder makes as many rings as it is asked for");
+        };
+        let sink = Box::new(move |record: Record| for_lane.send(record));
+        self.start_lane(&mut threads, (Lane::Guaranteed, guaranteed), to_best_effort, (&common, Some(sink)))?;
+        self.start_lane(&mut threads, (Lane::BestEffort, best_effort), to_guaranteed, (&common, None))?;
         let probes = Probes::start(&self.cores, move |gap| {
             // A lane that cannot take news now loses evidence of a gap, never a promise.
             let _ = gap_news.try_send(News::Gap(gap));
@@ -122,7 +136,6 @@ impl Node {
         let probes = probes.map_err(|source| Error::Thread { source })?;
         let seen_ns = Arc::clone(&common.seen_ns);
         drop(common);
-        let missing = missing.into_iter().chain([wide, narrow].into_iter().flatten()).collect::<BTreeSet<_>>();
         let serving = Serving {
             node: &self,
             handle,
@@ -193,27 +206,21 @@ impl Node {
         Ok((common, Inner { scribe: scribe_out, networks: networks_out, management: management_out }))
     }
 
-    /// Starts a lane and its starter. Returns what the lane's launcher cannot hold.
+    /// Starts the recorder; what it writes first says which level and T hold from here on.
+    fn start_recorder(&self) -> Result<recorder::Started, Error> {
+        let options = recorder::Options::new(self.data.join("evidence"), 2);
+        recorder::start(&options, self.opening()?).map_err(|source| Error::Evidence { source })
+    }
+
     fn start_lane(
         &self,
         threads: &mut Threads,
         (which, queues): (Lane, Queues),
         other_lane: mpsc::Sender<Traffic>,
         (common, sink): (&Common, Option<lane::links::RecordSink>),
-    ) -> Result<Option<String>, Error> {
-        let name = match which {
-            Lane::Guaranteed => "guaranteed",
-            Lane::BestEffort => "best-effort",
-        };
-        let ends = Ends {
-            orders: queues.orders.1,
-            news: queues.news.0,
-            scribe: common.scribe.clone(),
-            networks: common.networks.clone(),
-        };
-        let missing = self.start_starter(threads, (which, name), ends, Arc::clone(&common.kit))?;
+    ) -> Result<(), Error> {
         let links = Links {
-            orders: queues.orders.0,
+            orders: queues.orders,
             other_lane,
             management: common.management.clone(),
             scribe: common.scribe.clone(),
@@ -232,17 +239,16 @@ impl Node {
         let memory_mib = self.best_effort_memory() >> 20;
         let failed = |source| Error::Thread { source };
         match which {
-            Lane::Guaranteed => threads.start(name, move || {
+            Lane::Guaranteed => threads.start(name_of(which), move || {
                 let machine = reserved::Engine::new(reserved::Options::default());
                 run_lane(Start { lane: which, machine, links, inbox, front, rng, placement })
             }),
-            Lane::BestEffort => threads.start(name, move || {
+            Lane::BestEffort => threads.start(name_of(which), move || {
                 let machine = shared::Engine::new(shared::Options { memory_mib, ..shared::Options::default() });
                 run_lane(Start { lane: which, machine, links, inbox, front, rng, placement })
             }),
         }
-        .map_err(failed)?;
-        Ok(missing)
+        .map_err(failed)
     }
 
     /// What best-effort instances may hold: what guarantees cannot reserve, less a tenth for the node itself.
@@ -251,47 +257,54 @@ impl Node {
         machine.saturating_sub(self.capacity.memory).saturating_sub(machine / 10)
     }
 
-    fn start_starter(
-        &self,
-        threads: &mut Threads,
-        (which, name): (Lane, &'static str),
-        ends: Ends,
-        kit: Arc<Kit>,
-    ) -> Result<Option<String>, Error> {
+    /// Starts a lane's starter with its launcher. Returns what the launcher can hold.
+    fn start_starter(&self, threads: &mut Threads, which: Lane, ends: Ends, kit: &Arc<Kit>) -> Result<Standing, Error> {
+        let users = u32::try_from(launcher::INSTANCES_MAX).expect("invariant: the limit is small");
         let options = launcher::Options {
             program: self.options.program.clone(),
             arguments: self.options.launcher_arguments.clone(),
-            groups: format!("takt-{}-{name}", self.address.port()),
+            groups: format!("takt-{}-{}", self.address.port(), name_of(which)),
             first_user: launcher::Options::FIRST_USER_DEFAULT
                 + match which {
                     Lane::Guaranteed => 0,
-                    Lane::BestEffort => u32::try_from(launcher::INSTANCES_MAX).expect("invariant: the limit is small"),
+                    Lane::BestEffort => users,
                 },
         };
+        let name = format!("starter-{}", name_of(which));
         let (told, standing) = std::sync::mpsc::sync_channel(1);
-        let started = threads.start_async(&format!("starter-{name}"), move || async move {
-            let (client, service) = match launcher::spawn(&options) {
+        let kit = Arc::clone(kit);
+        let started = threads.start_async(&name, move || async move {
+            let (client, service, classes) = match launcher::spawn(&options) {
                 Ok((client, service, standing)) => {
+                    let classes = if standing.no_real_time.is_some() { Classes::Ordinary } else { kit.classes };
                     // The node waits for this answer.
                     let _ = told.send(Ok(standing));
-                    (client, service)
+                    (client, service, classes)
                 }
                 Err(error) => {
                     let _ = told.send(Err(error));
                     return Ok(());
                 }
             };
-            starter::run(client, service, kit, ends).await.map_err(|error| error.to_string())
+            starter::run((client, service), kit, classes, ends).await.map_err(|error| error.to_string())
         });
         started.map_err(|source| Error::Thread { source })?;
-        let standing = standing.recv().map_err(|_| Error::Ended {
-            name: format!("starter-{name}"),
-            reason: "it ended before its launcher answered".to_owned(),
-        })?;
-        let standing = standing.map_err(|source| Error::Launcher { source })?;
-        Ok(standing.no_groups.map(|reason| {
-            format!("no control groups ({reason}): memory and process limits of instances are per process; run as root or delegate a group")
-        }))
+        let standing =
+            standing.recv().map_err(|_| Error::Ended { name, reason: "it ended before its launcher answered".to_owned() })?;
+        standing.map_err(|source| Error::Launcher { source })
+    }
+}
+
+const fn name_of(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Guaranteed => "guaranteed",
+        Lane::BestEffort => "best-effort",
+    }
+}
+
+impl Common {
+    fn starter_ends(&self, orders: mpsc::Receiver<Order>, queues: &Queues) -> Ends {
+        Ends { orders, news: queues.news.0.clone(), scribe: self.scribe.clone(), networks: self.networks.clone() }
     }
 }
 

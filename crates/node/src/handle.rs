@@ -76,11 +76,12 @@ impl Lanes for Handle {
             }
             Lane::Guaranteed => {
                 let for_excess = Deployment { reservation: None, ..deployment.clone() };
-                let excess = install(self.best_effort.clone(), for_excess, Arc::clone(&image));
-                let guaranteed = install(self.guaranteed.clone(), deployment, image);
+                let excess = self.best_effort.clone();
+                let guaranteed = install(self.guaranteed.clone(), deployment, Arc::clone(&image));
                 Box::pin(async move {
                     match guaranteed.await? {
-                        Installed::Serving => excess.await,
+                        // Only now: had it not served, both lanes would run on what they ran before.
+                        Installed::Serving => install(excess, for_excess, image).await,
                         Installed::CannotServe { log } => Ok(Installed::CannotServe { log }),
                     }
                 })

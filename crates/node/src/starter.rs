@@ -68,7 +68,7 @@ pub(crate) struct Ends {
 }
 
 /// Serves a lane's orders until its queue closes or the launcher is gone.
-pub(crate) async fn run(client: Client, service: Service, kit: Arc<Kit>, mut ends: Ends) -> io::Result<()> {
+pub(crate) async fn run((client, service): (Client, Service), kit: Arc<Kit>, classes: Classes, mut ends: Ends) -> io::Result<()> {
     let mut work = JoinSet::new();
     let service = service.run();
     tokio::pin!(service);
@@ -91,7 +91,7 @@ pub(crate) async fn run(client: Client, service: Service, kit: Arc<Kit>, mut end
                     });
                 }
                 Some(Order::Place { instance, running, on }) => {
-                    match running.place(launcher_placement(on, kit.classes)) {
+                    match running.place(launcher_placement(on, classes)) {
                         Ok(_) => drop(ends.news.send(News::Placed { instance }).await),
                         // An instance that cannot have its class must not be used; its death is told by itself.
                         Err(_) => running.kill(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::port::Refusal;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use model::{Class, FunctionKey, InvocationId, LeaseId, Time, UrlAccess};
@@ -33,6 +34,8 @@ const LIMITS: Limits = Limits { head_bytes: 32 << 10, headers: 100 };
 const IDLE: Duration = Duration::from_secs(75);
 /// A body must be there this long after its head.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// Bodies above this are read on the best-effort lane and handed over whole: checking one of 64 KiB takes about 75 µs.
+const LARGE_BYTES: usize = 64 << 10;
 /// Excess that one connection may send through the guaranteed lane before it is moved off it.
 const EXCESS_PER_SECOND: u32 = 20;
 const EXCESS_AT_ONCE: u32 = 100;
@@ -127,7 +130,7 @@ impl<M: Machine> Client<M> {
             Err(error) => Err(error.clone()),
         };
         let route = name.as_ref().ok().and_then(|name| self.lane.core.borrow().route(name).cloned());
-        if let Some(turn) = self.elsewhere(route.as_ref()) {
+        if let Some(turn) = self.elsewhere(parts, route.as_ref()) {
             return turn;
         }
         let grant = match self.allow(parts, PathClass::Aws, UrlAccess::Keyed) {
@@ -179,7 +182,7 @@ impl<M: Machine> Client<M> {
         let target = url::parse(parts.uri.path());
         let name = target.as_ref().ok().map(|target| &target.function);
         let route = name.and_then(|name| self.lane.core.borrow().route(name).cloned());
-        if let Some(turn) = self.elsewhere(route.as_ref()) {
+        if let Some(turn) = self.elsewhere(parts, route.as_ref()) {
             return turn;
         }
         let access = route.as_ref().map_or(UrlAccess::Keyed, |route| route.image.spec.url);
@@ -303,9 +306,9 @@ impl<M: Machine> Client<M> {
     }
 
     /// Whether requests on this route are served by another lane than this one.
-    fn elsewhere(&self, route: Option<&Route>) -> Option<Turn> {
+    fn elsewhere(&self, parts: &Parts, route: Option<&Route>) -> Option<Turn> {
         let guaranteed = route.is_some_and(|route| route.standing == Standing::Guaranteed);
-        let welcome = guaranteed && self.manners.welcome_at <= clock::now();
+        let welcome = guaranteed && self.manners.welcome_at <= clock::now() && !is_large(parts);
         let here = match self.lane.lane() {
             lanes::Lane::Guaranteed => welcome,
             lanes::Lane::BestEffort => !welcome,
@@ -389,6 +392,13 @@ impl<M: Machine> Client<M> {
             Destination::Management => drop(core.links.management.try_send(moved)),
         }
     }
+}
+
+/// Whether a body takes so long to read, check and hash that it must not be done on the guaranteed lane.
+fn is_large(parts: &Parts) -> bool {
+    let stated = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let unstated = parts.headers.contains_key(TRANSFER_ENCODING);
+    unstated || stated.is_some_and(|length| LARGE_BYTES < length)
 }
 
 fn as_invoke(answer: &Answer<'_>, outcome: invoke::Outcome) -> Response<Bytes> {
