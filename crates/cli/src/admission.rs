@@ -73,7 +73,7 @@ pub fn given(guarantee: &Value) -> String {
     });
     facts.push(("tolerance", format!("{} (T)", text("tolerance"))));
     facts.push(("instances", format!("{} at most (K), {} kept warm (W)", text("instances"), text("warm"))));
-    if let Some(left) = left(&guarantee["left"]) {
+    if let Some(left) = left(&guarantee["remaining"]) {
         facts.push(("left", left));
     }
     output::facts(&facts)
@@ -81,15 +81,20 @@ pub fn given(guarantee: &Value) -> String {
 
 /// What a node has left for further guarantees.
 fn left(value: &Value) -> Option<String> {
-    let cores: Vec<String> = value["cores_nanocores"]
+    let cores: Vec<String> = value["cores"]
         .as_array()?
         .iter()
         .enumerate()
-        .map(|(core, left)| format!("core {core} {} %", percent(left.as_u64().unwrap_or(0))))
-        .collect();
+        .map(|(core, share)| Some(format!("core {core} {} %", percent(free(share)?))))
+        .collect::<Option<_>>()?;
     let memory = value["memory_bytes"].as_u64()? >> 20;
-    let front = percent(value["front_nanocores"].as_u64()?);
+    let front = percent(free(&value["front"])?);
     Some(format!("{}; front {front} %; {memory} MB; {} instances", cores.join(", "), plain(&value["instances"])))
+}
+
+/// What is not promised yet of a share of a core, in billionths of a core.
+pub(crate) fn free(share: &Value) -> Option<u64> {
+    Some(share["limit_nanocores"].as_u64()?.saturating_sub(share["used_nanocores"].as_u64()?))
 }
 
 /// Billionths of a core as hundredths, rounded down.
@@ -118,8 +123,14 @@ mod tests {
         let guarantee = json!({
             "level": "hard", "terms": { "rate": "30/s", "burst": "3", "max_run_time": "20ms" }, "instances": 5, "warm": 4,
             "start_within": "80ms", "start_bound": "12ms", "deadline": "100ms", "response_bound": "40ms", "tolerance": "400us",
-            "left": { "cores_nanocores": [250_000_000, 850_000_000], "front_nanocores": 100_000_000,
-                "memory_bytes": 1_073_741_824, "instances": 95 },
+            "remaining": {
+                "cores": [
+                    { "used_nanocores": 600_000_000, "limit_nanocores": 850_000_000 },
+                    { "used_nanocores": 0, "limit_nanocores": 850_000_000 },
+                ],
+                "front": { "used_nanocores": 150_000_000, "limit_nanocores": 250_000_000 },
+                "memory_bytes": 1_073_741_824, "instances": 95,
+            },
         });
         assert_eq!(
             given(&guarantee),

@@ -123,9 +123,12 @@ mod tests {
 
     #[test]
     fn a_frame_shows_the_rate_now_beside_the_promise() {
-        let node = json!({ "software": "0.1.0", "phase": "running", "level": "hard", "tolerance": "400us",
+        let node = json!({ "version": "0.1.0", "phase": "running", "level": "hard", "tolerance": "400us",
             "tolerance_seen": "120us", "uptime": "61500ms",
-            "left": { "cores_nanocores": [425_000_000], "memory_bytes": 1_073_741_824, "instances": 90 },
+            "remaining": {
+                "cores": [{ "used_nanocores": 425_000_000, "limit_nanocores": 850_000_000 }],
+                "memory_bytes": 1_073_741_824, "instances": 90,
+            },
             "queues": [{ "name": "control", "length": 0, "limit": 64 }],
             "evidence": { "problem": "the disk is full" } });
         let functions = json!({ "functions": [{ "name": "detect", "standing": "guaranteed", "guarantee": {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::admission;
+
 /// One look, with the rates since the one before it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Frame {
@@ -89,16 +91,16 @@ impl Frame {
     /// Reads the answers of `GET /v1/node`, `GET /v1/functions` and `GET /metrics`; `before` is the look so long ago.
     #[must_use]
     pub fn read(node: &Value, functions: &Value, metrics: &Metrics, before: Option<(&Self, Duration)>) -> Self {
-        let left = &node["left"];
+        let left = &node["remaining"];
         let problems = [&node["admission_stopped"], &node["evidence"]["problem"], &node["code_problem"]];
         let mut frame = Self {
-            software: text(&node["software"]),
+            software: text(&node["version"]),
             phase: text(&node["phase"]),
             level: text(&node["level"]),
             tolerance: text(&node["tolerance"]),
             tolerance_seen: text(&node["tolerance_seen"]),
             uptime: seconds(&node["uptime"]),
-            cores_left: list(&left["cores_nanocores"]).iter().filter_map(Value::as_u64).collect(),
+            cores_left: list(&left["cores"]).iter().filter_map(admission::free).collect(),
             memory_left_mib: number(&left["memory_bytes"]) >> 20,
             instances_left: number(&left["instances"]),
             queues: list(&node["queues"]).iter().map(Queue::read).collect(),

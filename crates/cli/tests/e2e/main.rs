@@ -1,0 +1,13 @@
+//! Whole stories with a running node, real runtimes and real clients, as their users live them.
+//!
+//! What needs a client or a runtime that is not there prints one `skipped` line (`.ci/run` installs them all and says where).
+//! Nothing here depends on how fast the machine is: what is asserted are answers, headers, counts, records and states.
+
+#[cfg(test)]
+mod admission;
+#[cfg(test)]
+mod boto3;
+#[cfg(test)]
+mod restart;
+#[cfg(test)]
+mod support;
