@@ -40,6 +40,10 @@ pub fn main() -> ExitCode {
         }
     };
     let format = if cli.json { Format::Json } else { Format::Human };
+    if !matches!(cli.command, Command::Serve(_) | Command::Internal(_)) {
+        // Where this cannot be set, output that nobody reads ends the command with an error instead of silently.
+        let _ = node::end_with_the_reader();
+    }
     match run(cli.command, format) {
         Ok(code) => code,
         Err(error) => {

@@ -17,6 +17,8 @@ pub mod wall_clock;
 
 /// What a process becomes that starts instances for a node; it must be called before the process has other threads.
 pub use runtime::launcher::main as become_launcher;
+/// For commands whose output somebody may stop reading.
+pub use runtime::sys::process::end_with_the_reader;
 /// Scheduling classes, for the tool's load generator and its demonstrations.
 pub use runtime::sys::sched;
 

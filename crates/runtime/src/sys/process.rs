@@ -195,6 +195,16 @@ pub fn on_termination(what: Termination) -> io::Result<()> {
     Ok(())
 }
 
+/// Has this process end, as tools of the shell do, when it writes to a pipe that nobody reads any more. Not for a process
+/// that serves others.
+pub fn end_with_the_reader() -> io::Result<()> {
+    // SAFETY: the handler is a constant of the kernel, no code of ours runs on the signal.
+    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Does nothing until this process is killed. Allocates nothing.
 pub fn wait_for_kill() -> ! {
     loop {
