@@ -45,6 +45,8 @@ pub(crate) struct Progress {
     pub(crate) instance: Option<InstanceId>,
     /// B, where one is promised.
     pub(crate) start_bound: Option<Duration>,
+    /// The bound on its own time, once it was delivered.
+    pub(crate) run_time: Option<Duration>,
 }
 
 /// What became of an invocation.

@@ -123,7 +123,8 @@ struct DataDir {
 impl DataDir {
     fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::DataDir { path: path.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+        // It holds keys and the functions' environments: nobody else looks in. Instances see what is mounted for them.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let lock = File::create(path.join("lock")).map_err(failed)?;
         let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
         locked.map_err(|_| Error::InUse { path: path.to_owned() })?;

@@ -4,6 +4,8 @@
 //! connections of their own and see whole commits. Invariant: `apply` returns only after the commit reached the disk, so
 //! whatever was acknowledged outlives `kill -9` and, where the disk keeps its word, a loss of power.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +33,8 @@ const MIGRATIONS: [&str; 1] = ["CREATE TABLE entry (key TEXT PRIMARY KEY NOT NUL
 pub enum Error {
     #[error("cannot {operation} the store {}", path.display())]
     Sqlite { operation: &'static str, path: PathBuf, source: rusqlite::Error },
+    #[error("cannot make the store {}", path.display())]
+    Create { path: PathBuf, source: std::io::Error },
     #[error("{} is a database of another program (application id {found:#x})", path.display())]
     Foreign { path: PathBuf, found: i32 },
     #[error(
@@ -64,6 +68,9 @@ impl Sqlite {
     /// Opens or creates the store at `path` and brings its format up to date. Errors leave an existing file unchanged.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let sqlite = |operation| move |source| Error::Sqlite { operation, path: path.to_owned(), source };
+        // Functions' environments lie in it; SQLite gives its other files the mode of this one.
+        let made = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+        made.map_err(|source| Error::Create { path: path.to_owned(), source })?;
         let mut connection = Connection::open(path).map_err(sqlite("open"))?;
         identify(&connection, path)?;
         configure(&connection).map_err(sqlite("configure"))?;

@@ -21,6 +21,8 @@ pub fn run(args: &EnvArgs, format: Format) -> Result<Exit> {
         ("AWS_ENDPOINT_URL_LAMBDA", url.as_str()),
         ("AWS_ACCESS_KEY_ID", keys.access_key_id.as_str()),
         ("AWS_SECRET_ACCESS_KEY", keys.secret_access_key.reveal()),
+        // Some clients read only the one, some only the other.
+        ("AWS_REGION", REGION),
         ("AWS_DEFAULT_REGION", REGION),
         ("TAKT_URL", url.as_str()),
         ("TAKT_TOKEN", keys.token.reveal()),

@@ -6,7 +6,23 @@
 #[cfg(test)]
 mod admission;
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod boto3;
+#[cfg(test)]
+mod endings;
+#[cfg(test)]
+mod evidence;
+#[cfg(test)]
+mod function_url;
+#[cfg(test)]
+mod handlers;
+#[cfg(test)]
+mod other_clients;
+#[cfg(test)]
+mod rate_class;
+#[cfg(test)]
+mod redeploy;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]

@@ -43,12 +43,16 @@ pub(crate) struct Answer {
 impl Node {
     /// Starts a node on a data directory, with further arguments, and waits until it serves.
     pub(crate) fn start(data: &Path, arguments: &[&str]) -> Self {
+        Self::start_on(&format!("127.0.0.1:{}", free_port()), data, arguments)
+    }
+
+    /// The same on a stated address.
+    pub(crate) fn start_on(listen: &str, data: &Path, arguments: &[&str]) -> Self {
         let alone = alone();
         let said = data.with_extension("stderr");
         let errors = OpenOptions::new().create(true).append(true).open(&said).unwrap();
-        let port = free_port();
         let mut child = takt_command(data)
-            .args(["serve", "--json", "--listen", &format!("127.0.0.1:{port}")])
+            .args(["serve", "--json", "--listen", listen])
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(errors)
@@ -293,6 +297,12 @@ pub(crate) fn needs(variable: &str, story: &str) -> Option<OsString> {
     found
 }
 
+/// Where a program lies, if it is there.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.exists())
+}
+
 pub(crate) fn assert_exit(output: &Output, code: i32) {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "out: {out}\nerr: {err}");
@@ -337,7 +347,8 @@ fn processes() -> BTreeMap<Process, u32> {
     found
 }
 
-fn takt_command(data: &Path) -> Command {
+/// The tool, with nothing of this process's environment but the path.
+pub(crate) fn takt_command(data: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", data).env("TAKT_DATA_DIR", data);
     command
@@ -351,7 +362,7 @@ fn alone() -> File {
     file
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -247,6 +247,7 @@ impl<M: Machine> Core<M> {
         waiting.progress.conforming = conforming;
         waiting.progress.instance = Some(instance);
         waiting.progress.start_bound = start_bound;
+        waiting.progress.run_time = Some(allowance.run_time);
         if waiting.request.log == invoke::LogType::Tail {
             self.links.mark_log(instance);
         }

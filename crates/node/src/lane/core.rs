@@ -375,8 +375,8 @@ impl<M: Machine> Core<M> {
         let Some(waiting) = self.waiting.get(&id) else { return };
         let ending = match end {
             End::Overran => {
-                let since = waiting.progress.delivered.unwrap_or(waiting.request.arrived);
-                Ending::Ran(invoke::Outcome::TimedOut(now.since(since)))
+                let took = || now.since(waiting.progress.delivered.unwrap_or(waiting.request.arrived));
+                Ending::Ran(invoke::Outcome::TimedOut(waiting.progress.run_time.unwrap_or_else(took)))
             }
             End::Crashed | End::Succeeded | End::Failed => Ending::Ran(self.crash_of(waiting)),
             End::Expired => Ending::Refused(Refusal::Expired { deadline: waiting.request.deadline.unwrap_or(now) }),
