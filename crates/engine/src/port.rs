@@ -94,6 +94,11 @@ pub enum Event {
     Gone {
         instance: InstanceId,
     },
+    /// The invocation was written to its instance; without this the delivery counts as made when it was decided.
+    Delivered {
+        id: InvocationId,
+        at: Time,
+    },
     /// The bootstrap says when the handler was entered (told before or together with the end).
     Started {
         id: InvocationId,

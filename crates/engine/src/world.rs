@@ -341,9 +341,10 @@ impl World {
         match happening {
             Happening::Event(event) => {
                 let stale = match &event {
-                    Event::Ended { id, .. } | Event::Started { id, .. } | Event::Overran { id, .. } => {
-                        !self.open.contains_key(id)
-                    }
+                    Event::Ended { id, .. }
+                    | Event::Started { id, .. }
+                    | Event::Delivered { id, .. }
+                    | Event::Overran { id, .. } => !self.open.contains_key(id),
                     Event::Ready { instance } => !self.instances.get(instance).is_some_and(|sim| sim.state != SimState::Killed),
                     Event::Gone { instance } => !self.instances.contains_key(instance),
                     Event::Install(_) | Event::Revise { .. } | Event::Remove { .. } | Event::Arrived { .. } => false,
@@ -486,6 +487,7 @@ impl World {
         let longest = self.subjects.get(&function).map_or(MS, |subject| subject.run);
         let run = if self.slowest { longest } else { self.up_to(longest) };
         let end = if self.chance(500) { End::Succeeded } else { End::Failed };
+        self.plan(Duration::ZERO, Happening::Event(Event::Delivered { id, at: self.now }));
         self.plan(Duration::ZERO, Happening::Event(Event::Started { id, at: self.now }));
         if self.chance(self.faults.crash) {
             let at = self.up_to(run);

@@ -34,11 +34,11 @@ use crate::lane::message::{Command, Moved, News, Traffic};
 use crate::lane::{self, Inbox, Machine, Start, ThreadPlacement};
 use crate::lanes::Lane;
 use crate::logs::{self, Appender};
-use crate::management::{self, DataSource, EvidenceHealth, Host, Report};
-use crate::probe::Probes;
+use crate::management::{self, DataSource, EvidenceHealth, Host, Report, Usage};
+use crate::probe::{Gap, Probes};
 use crate::recorder::{self, Health};
 use crate::registry::State;
-use crate::serve::{Error, Options, Ready};
+use crate::serve::{Error, Options, Ready, STORE};
 use crate::starter::{self, Ends, Kit, NETWORKS_MAX, NetworkKit, NetworkOrder};
 use crate::store::Sqlite;
 use crate::threads::Threads;
@@ -129,7 +129,10 @@ impl Node {
         let sink = Box::new(move |record: Record| for_lane.send(record));
         self.start_lane(&mut threads, (Lane::Guaranteed, guaranteed), to_best_effort, (&common, Some(sink)))?;
         self.start_lane(&mut threads, (Lane::BestEffort, best_effort), to_guaranteed, (&common, None))?;
+        let cores = self.cores.clone();
         let probes = Probes::start(&self.cores, move |gap| {
+            let Some(core) = cores.iter().position(|cpu| *cpu == gap.core).and_then(|at| u16::try_from(at).ok()) else { return };
+            let gap = Gap { core, ..gap };
             // A lane that cannot take news now loses evidence of a gap, never a promise.
             let _ = gap_news.try_send(News::Gap(gap));
         });
@@ -187,6 +190,7 @@ impl Node {
                 session_token: "not-a-token".to_owned(),
             },
             classes: self.classes,
+            cores: self.cores.clone(),
             network: NetworkKit {
                 own: self.address,
                 upstream: std::fs::read_to_string("/etc/resolv.conf").ok().and_then(|text| runtime::forward::upstream_of(&text)),
@@ -374,7 +378,7 @@ impl Serving<'_> {
         ends: &mut mpsc::Receiver<crate::threads::End>,
         ready: impl FnOnce(&Ready),
     ) -> Result<(), Error> {
-        let store = Sqlite::open(&self.node.data.join("store.sqlite")).map_err(|source| Error::Store { source })?;
+        let store = Sqlite::open(&self.node.data.join(STORE)).map_err(|source| Error::Store { source })?;
         let store = Arc::new(store);
         let codes = Codes::open(&self.node.data.join("code"), Arc::new(Packages)).map_err(|source| Error::Codes { source })?;
         let parts = control::Parts {
@@ -451,6 +455,7 @@ impl Serving<'_> {
         let mut look = tokio::time::interval(LOOK_EVERY);
         let started = clock::now();
         let mut tolerance = self.node.capacity.tolerance;
+        let mut last_gate = Gate::Open;
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
@@ -461,13 +466,19 @@ impl Serving<'_> {
                 }
                 _ = look.tick() => {
                     let health = self.evidence.health();
+                    let now = gate(&health);
                     // A full queue of the control plane leaves the gate as it is until the next look.
-                    let _ = control.evidence(gate(&health));
+                    if now != last_gate && control.evidence(now.clone()).is_ok() {
+                        last_gate = now;
+                    }
                     let seen = Duration::from_nanos(self.seen_ns.load(Ordering::Relaxed));
                     if tolerance < seen {
-                        tolerance = seen + seen / RISE_MARGIN;
-                        // Functions that no longer fit are suspended and say so themselves.
-                        let _ = control.tolerance_raised(tolerance).await;
+                        let raised = seen + seen / RISE_MARGIN;
+                        // Functions that no longer fit are suspended and say so themselves. A control plane that is busy is
+                        // asked again at the next look.
+                        if control.tolerance_raised(raised).await.is_ok() {
+                            tolerance = raised;
+                        }
                     }
                     let usage = self.handle.usage().await.map_err(|_| closed())?;
                     host.look(self.report(&health, clock::now().since(started), usage));
@@ -486,7 +497,7 @@ impl Serving<'_> {
             evidence: evidence_health(health, &self.evidence),
             queues: usage.queues,
             best_effort: usage.best_effort,
-            usage: usage.functions,
+            usage: usage.functions.into_iter().map(|(usage, delays)| Usage { start_delay_p99: delays.p99(), ..usage }).collect(),
             tolerance_seen: Duration::from_nanos(self.seen_ns.load(Ordering::Relaxed)),
         }
     }

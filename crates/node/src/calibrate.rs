@@ -26,7 +26,7 @@ const HOGS_PER_CORE: usize = 2;
 /// Priority of the measuring instance: the highest an instance can have.
 const INSTANCE_PRIORITY: u8 = 60;
 /// What is added to twice the measured maximum: a runtime's way from waking to its handler, which differs by runtime.
-const ENTRY: Duration = Duration::from_millis(1);
+pub(crate) const ENTRY: Duration = Duration::from_millis(1);
 /// No tolerance below this is promised, however well the start went.
 const LEAST: Duration = Duration::from_millis(2);
 const LIMITS: Limits = Limits { head_bytes: 8 << 10, headers: 32 };

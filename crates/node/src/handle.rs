@@ -80,8 +80,14 @@ impl Lanes for Handle {
                 let guaranteed = install(self.guaranteed.clone(), deployment, Arc::clone(&image));
                 Box::pin(async move {
                     match guaranteed.await? {
-                        // Only now: had it not served, both lanes would run on what they ran before.
-                        Installed::Serving => install(excess, for_excess, image).await,
+                        // Only now: had it not served, both lanes would run on what they ran before. That the best-effort
+                        // lane is ready is not waited for: what a guarantee needs must not depend on its load.
+                        Installed::Serving => {
+                            let (done, _) = oneshot::channel();
+                            let command = Command::Install { deployment: Box::new(for_excess), image, done };
+                            excess.send(command).await.map_err(|_| Closed)?;
+                            Ok(Installed::Serving)
+                        }
                         Installed::CannotServe { log } => Ok(Installed::CannotServe { log }),
                     }
                 })

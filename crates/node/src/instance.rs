@@ -51,10 +51,24 @@ impl Running {
         waited(&text[..read]).unwrap_or_default()
     }
 
+    /// Whether a thread of its program runs or is ready to run.
+    pub(crate) fn wants_its_core(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.program.as_raw_nonzero())) else { return false };
+        threads.flatten().any(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat"));
+            stat.is_ok_and(|text| state(&text) == Some('R'))
+        })
+    }
+
     /// Gives its threads a class and a core.
     pub(crate) fn place(&self, placement: launcher::Placement) -> Result<usize, runtime::sys::sched::Error> {
         launcher::place(self.program, placement)
     }
+}
+
+/// The state in a `stat`: the letter behind the name, which is in brackets and may hold brackets.
+fn state(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 /// The second number of a `schedstat`: nanoseconds spent waiting on a run queue.
@@ -103,6 +117,13 @@ impl StartFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_state_is_the_letter_behind_the_name() {
+        assert_eq!(state("12 (a) b) R 1 2"), Some('R'));
+        assert_eq!(state("12 (python3) S 1"), Some('S'));
+        assert_eq!(state("nonsense"), None);
+    }
 
     #[test]
     fn the_time_on_the_run_queue_is_the_second_number() {

@@ -43,6 +43,8 @@ pub(crate) struct Progress {
     pub(crate) delivered: Option<Time>,
     pub(crate) started: Option<Time>,
     pub(crate) instance: Option<InstanceId>,
+    /// It was not handed over at its arrival: it waited for a slot or an instance.
+    pub(crate) waited: bool,
     /// B, where one is promised.
     pub(crate) start_bound: Option<Duration>,
     /// The bound on its own time, once it was delivered.

@@ -38,6 +38,8 @@ const CONNECTIONS_MAX: usize = 256;
 pub(crate) const QUEUE_MAX: usize = 256;
 /// A request's head must be there within this time.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// Requests that run when the node stops may end within this time.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// A signed body must be there within this time.
 const BODY_WITHIN: Duration = Duration::from_secs(120);
 
@@ -66,7 +68,11 @@ pub(crate) async fn serve(
             _ = stop.changed() => break,
         }
     }
-    while connections.join_next().await.is_some() {}
+    // What follows a log, or sends its body for ever, does not end by itself.
+    let ended = timeout(STOP_WITHIN, async { while connections.join_next().await.is_some() {} }).await;
+    if ended.is_err() {
+        connections.shutdown().await;
+    }
 }
 
 async fn serve_one(moved: Moved, gate: Gate) -> Result<(), hyper::Error> {

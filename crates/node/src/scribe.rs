@@ -23,6 +23,8 @@ pub(crate) const ORDERS_MAX: usize = 4_096;
 const KEPT_BYTES: usize = 16 << 10;
 /// One read.
 const READ_BYTES: usize = 64 << 10;
+/// Reads of one pipe for one tail: what was written before fits into a pipe, the rest is still being written.
+const READS_PER_TAIL: usize = 16;
 /// Reads of one instance per second whose content is kept: 4 MiB/s.
 const READS_PER_SECOND: u32 = 64;
 const READS_AT_ONCE: u32 = 64;
@@ -98,7 +100,8 @@ pub(crate) async fn run(mut orders: mpsc::Receiver<Order>, mut sink: impl Sink) 
                 Some(Order::Tail { instance, answer }) => {
                     let tail = followed.get_mut(&instance).map_or_else(Bytes::new, |known| {
                         for index in 0..known.pipes.len() {
-                            while known.read(instance, index, &mut buffer, &mut sink) == Read::Some {}
+                            let mut reads = 0..READS_PER_TAIL;
+                            while reads.next().is_some() && known.read(instance, index, &mut buffer, &mut sink) == Read::Some {}
                         }
                         known.kept.split().freeze()
                     });

@@ -1,9 +1,9 @@
 //! Starting and stopping a node.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use model::Level;
 use runtime::host::{self, Grant, Missing};
 use runtime::sys::sched;
 use runtime::{bootstrap, launcher};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::assemble::Node;
 use crate::auth::origin::Hosts;
@@ -84,6 +85,7 @@ pub enum Error {
 /// Runs a node until it is told to stop (SIGTERM or SIGINT) or one of its threads ends. `ready` is called once it serves.
 pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     let data = DataDir::open(&options.data_dir)?;
+    let descriptors = raise_descriptors();
     let keys = keys::load_or_create(&data.path).map_err(|source| Error::Keys { source })?;
     let (listener, address) = listen(options.listen)?;
     let host = host::detect();
@@ -92,6 +94,11 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
         Grant::No { .. } => Classes::Ordinary,
     };
     let mut missing: Vec<String> = host.missing().iter().map(in_words).collect();
+    if descriptors < DESCRIPTORS_WANTED {
+        missing.push(format!(
+            "descriptors: this user may open {descriptors} files, {DESCRIPTORS_WANTED} are wanted; instances or connections beyond that are refused; raise RLIMIT_NOFILE"
+        ));
+    }
     if classes == Classes::RealTime
         && let Err(error) = sched::lock_memory()
     {
@@ -107,11 +114,26 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
     node.run(listener, missing, ready)
 }
 
+/// Descriptors for the connections and instances that the node's limits allow: each instance takes about eight.
+const DESCRIPTORS_WANTED: u64 = 16_384;
+
+/// Raises the number of descriptors this process may have as far as it may. Returns what it has then.
+fn raise_descriptors() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Where it cannot be raised the limit stays, and is reported.
+    let _ = setrlimit(Resource::Nofile, raised);
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// What is missing, why, what follows, and the way out.
 fn in_words(missing: &Missing) -> String {
     let Missing { what, reason, consequence, remedy } = missing;
     format!("{what}: {reason}; {consequence}; {remedy}")
 }
+
+/// The store's file in the data directory.
+pub(crate) const STORE: &str = "store.sqlite";
 
 /// The data directory, locked against a second node.
 #[derive(Debug)]
@@ -128,6 +150,9 @@ impl DataDir {
         let lock = File::create(path.join("lock")).map_err(failed)?;
         let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
         locked.map_err(|_| Error::InUse { path: path.to_owned() })?;
+        // The store holds environments, which may hold secrets. Its side files get the mode of the first.
+        let store = OpenOptions::new().create(true).append(true).mode(0o600).open(path.join(STORE)).map_err(failed)?;
+        store.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Self { path: path.canonicalize().map_err(failed)?, _lock: lock })
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct Kit {
     /// What AWS SDKs inside an instance find; nothing of this node accepts them.
     pub(crate) credentials: Credentials,
     pub(crate) classes: Classes,
+    /// The kernel's numbers of the cores, in admission's order.
+    pub(crate) cores: Vec<u16>,
     pub(crate) network: NetworkKit,
 }
 
@@ -91,7 +93,7 @@ pub(crate) async fn run((client, service): (Client, Service), kit: Arc<Kit>, cla
                     });
                 }
                 Some(Order::Place { instance, running, on }) => {
-                    match running.place(launcher_placement(on, classes)) {
+                    match running.place(kit.placement(on, classes)) {
                         Ok(_) => drop(ends.news.send(News::Placed { instance }).await),
                         // An instance that cannot have its class must not be used; its death is told by itself.
                         Err(_) => running.kill(),
@@ -100,14 +102,6 @@ pub(crate) async fn run((client, service): (Client, Service), kit: Arc<Kit>, cla
             },
             Some(_) = work.join_next() => {}
         }
-    }
-}
-
-fn launcher_placement(on: Placement, classes: Classes) -> launcher::Placement {
-    match (on, classes) {
-        (Placement::RealTime { core, priority }, Classes::RealTime) => launcher::Placement::RealTime { core, priority },
-        (Placement::RealTime { core, .. }, Classes::Ordinary) => launcher::Placement::Pinned { core },
-        (Placement::BestEffort, _) => launcher::Placement::BestEffort,
     }
 }
 
@@ -151,10 +145,6 @@ impl Kit {
             }
             None => (vec![program], Vec::new()),
         };
-        let placement = match on {
-            Placement::RealTime { core, .. } => launcher::Placement::Pinned { core },
-            Placement::BestEffort => launcher::Placement::BestEffort,
-        };
         Ok(Launch {
             argv,
             env: self.environment(instance, image, on)?,
@@ -164,7 +154,8 @@ impl Kit {
             memory: image.spec.memory,
             pids: launcher::PIDS_DEFAULT,
             tmp_bytes: launcher::TMP_BYTES_DEFAULT,
-            placement,
+            // Real-time only once it is ready: a start at that class would be in the way of others.
+            placement: self.placement(on, Classes::Ordinary),
             quota: None,
             network: match image.spec.outbound {
                 Outbound::None => Network::Loopback,
@@ -201,6 +192,18 @@ impl Kit {
         match found {
             Ok(interpreter) => Ok(Some(interpreter)),
             Err(reason) => Err(StartFailure::NoInterpreter { runtime, reason: reason.clone() }),
+        }
+    }
+
+    /// Admission numbers the cores it may use from 0; the kernel has its own numbers.
+    fn placement(&self, on: Placement, classes: Classes) -> launcher::Placement {
+        let cpu = |core: u16| self.cores.get(usize::from(core)).copied().unwrap_or(core);
+        match (on, classes) {
+            (Placement::RealTime { core, priority }, Classes::RealTime) => {
+                launcher::Placement::RealTime { core: cpu(core), priority }
+            }
+            (Placement::RealTime { core, .. }, Classes::Ordinary) => launcher::Placement::Pinned { core: cpu(core) },
+            (Placement::BestEffort, _) => launcher::Placement::BestEffort,
         }
     }
 

@@ -24,6 +24,16 @@ impl Engine {
         self.invocations.insert(id, Invocation::Running { facts, instance, until: allowance.until });
     }
 
+    /// The invocation is with its instance.
+    pub(super) fn delivered(&mut self, id: InvocationId, at: Time) {
+        let now = self.now;
+        if let Some(Invocation::Running { facts, .. }) = self.invocations.get_mut(&id)
+            && facts.started.is_none()
+        {
+            facts.delivered = facts.delivered.map(|decided| at.clamp(decided, now.max(decided)));
+        }
+    }
+
     /// The handler was entered. The stamp is made in the function's process: it is believed between delivery and now only.
     pub(super) fn started(&mut self, id: InvocationId, at: Time) {
         let now = self.now;

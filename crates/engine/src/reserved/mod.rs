@@ -237,6 +237,7 @@ impl Engine {
             Event::Abandoned { id } => self.abandoned(id, actions),
             Event::Ready { instance } => self.ready(instance, actions),
             Event::Gone { instance } => self.gone(instance, actions),
+            Event::Delivered { id, at } => self.delivered(id, at),
             Event::Started { id, at } => self.started(id, at),
             Event::Ended { id, end, cpu } => self.ended(id, end, cpu, actions),
             Event::Overran { id, cpu } => self.overran(id, cpu, actions),

@@ -310,11 +310,11 @@ impl Service {
                 let _closing = self.parts.lanes.remove(next.lane, next.key).await;
                 self.route_unserved(name, draft.old.as_deref()).await;
             }
+            // The contract of the lanes: the version before it still serves, and nothing of the new one is left.
+            Some(_) if matches!(error, Error::CannotServe { .. }) => {}
             Some(old) if old.lane != place.lane => {
                 let _closing = self.parts.lanes.remove(place.lane, old.key).await;
             }
-            // The contract of the lanes: the version before it still serves.
-            Some(_) if matches!(error, Error::CannotServe { .. }) => {}
             Some(old) => version = self.reinstall(name, old, draft.new.version).await.or(version),
         }
         let _closing = self.revise(&place.next, &self.book, Some(name), Which::All).await;

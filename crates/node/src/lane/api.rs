@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::Lane;
 use super::core::Core;
-use super::instance::CONNECTIONS_MAX;
+use super::instance::{CONNECTIONS_MAX, Held};
 use super::links::Order;
 use super::machine::Machine;
 use crate::instance::{Running, ended_as};
@@ -57,9 +57,11 @@ pub(super) async fn serve<M: Machine>(
                 return;
             }
             accepted = listener.accept() => {
-                if let Ok((stream, _)) = accepted
-                    && open.len() < CONNECTIONS_MAX
-                {
+                let Ok((stream, _)) = accepted else {
+                    tokio::time::sleep(super::ACCEPT_PAUSE).await;
+                    continue;
+                };
+                if open.len() < CONNECTIONS_MAX {
                     // Small answers must not wait for an acknowledgement of the one before; a socket that refuses the
                     // option still works.
                     let _ = stream.set_nodelay(true);
@@ -86,13 +88,13 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
             }
             Err(_) => break,
         };
-        let response = match lane.with(|core| core.api_request(instance, id, &parts, content)) {
-            Some(Answer::Now(response)) => response,
+        let (response, delivers) = match lane.with(|core| core.api_request(instance, id, &parts, content)) {
+            Some(Answer::Now(response)) => (response, None),
             Some(Answer::Later(waits)) => {
                 tokio::select! {
                     biased;
-                    response = waits => match response {
-                        Ok(response) => response,
+                    given = waits => match given {
+                        Ok((response, invocation)) => (response, Some(invocation)),
                         Err(_) => break,
                     },
                     () = connection.closed() => break,
@@ -100,7 +102,11 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
             }
             None => break,
         };
-        match connection.write_response(response, After::KeepAlive).await {
+        let written = connection.write_response(response, After::KeepAlive).await;
+        if let Some(invocation) = delivers {
+            lane.with(|core| core.written(invocation));
+        }
+        match written {
             Ok(After::KeepAlive) => {}
             Ok(After::Close) | Err(_) => break,
         }
@@ -111,7 +117,7 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
 /// How a request of a runtime is answered.
 pub(super) enum Answer {
     Now(Response<Bytes>),
-    Later(oneshot::Receiver<Response<Bytes>>),
+    Later(oneshot::Receiver<Held>),
 }
 
 impl<M: Machine> Core<M> {
@@ -198,18 +204,28 @@ impl<M: Machine> Core<M> {
         self.answer(now, id, ending);
     }
 
-    /// Keeps the largest dispatch delay that neither the analysis nor a gap of the core explains.
+    /// Keeps the largest dispatch delay that neither the analysis nor a gap of the core explains: from the arrival until the
+    /// invocation was with its instance, and from there to its handler. That last stretch is stamped by the function's
+    /// process, so it counts no more than calibration allows for it. What waited for a slot or an instance says nothing.
     fn note_delay(&mut self, id: InvocationId, instance: InstanceId) {
         let Some(waiting) = self.waiting.get(&id) else { return };
-        let (Some(conforming), Some(started)) = (waiting.progress.conforming, waiting.progress.started) else { return };
-        self.keep_delay(id, started.since(conforming));
+        let (progress, arrived) = (waiting.progress, waiting.request.arrived);
+        let (Some(_), Some(delivered), Some(started)) = (progress.conforming, progress.delivered, progress.started) else {
+            return;
+        };
+        let due = progress.conforming.map_or(arrived, |conforming| conforming.max(arrived));
+        self.keep_delay(id, started.since(due));
+        if progress.waited {
+            return;
+        }
         let analysed = self.analysed_start_of(id).unwrap_or_default();
         let core = self.instances.get(&instance).and_then(super::instance::Instance::core);
-        let delay = started.since(conforming).saturating_sub(analysed);
+        let entry = started.since(delivered).saturating_sub(analysed).min(crate::calibrate::ENTRY);
+        let delay = delivered.since(arrived) + entry;
         let explained = self
             .recent_gaps
             .iter()
-            .any(|gap| (Some(gap.core) == core || gap.core == super::FRONT_CORE) && conforming < gap.until && gap.from < started);
+            .any(|gap| (Some(gap.core) == core || gap.core == super::FRONT_CORE) && arrived < gap.until && gap.from < started);
         if !explained {
             let nanos = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
             self.links.seen_ns.fetch_max(nanos, std::sync::atomic::Ordering::Relaxed);
@@ -232,6 +248,15 @@ impl<M: Machine> Core<M> {
         self.gone(instance);
     }
 
+    /// An invocation was written to its instance.
+    fn written(&mut self, id: InvocationId) {
+        let at = clock::now();
+        if let Some(waiting) = self.waiting.get_mut(&id) {
+            waiting.progress.delivered = Some(at);
+            self.event_at(at, Event::Delivered { id, at });
+        }
+    }
+
     /// Hands an invocation to an instance.
     pub(super) fn deliver(
         &mut self,
@@ -244,6 +269,7 @@ impl<M: Machine> Core<M> {
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let Some(known) = self.instances.get_mut(&instance) else { return };
         waiting.progress.delivered = Some(now);
+        waiting.progress.waited = self.arriving != Some(id);
         waiting.progress.conforming = conforming;
         waiting.progress.instance = Some(instance);
         waiting.progress.start_bound = start_bound;
@@ -269,7 +295,7 @@ impl<M: Machine> Core<M> {
             Ok(Delivery::Now(connection, response)) => {
                 // A connection that closed in this instant shows as the instance's silence, which its bound ends.
                 if let Some(waits) = known.let_go(connection) {
-                    let _ = waits.send(response);
+                    let _ = waits.send((response, id));
                 }
             }
             Ok(Delivery::WhenAsked) => {}

@@ -34,6 +34,10 @@ const LIMITS: Limits = Limits { head_bytes: 32 << 10, headers: 100 };
 const IDLE: Duration = Duration::from_secs(75);
 /// A body must be there this long after its head.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// A client takes its answer within this time, or loses it with its connection.
+const WRITE_WITHIN: Duration = Duration::from_secs(30);
+/// A connection that is given up is read on for this long, so that its client gets to see the last answer.
+const LINGER_WITHIN: Duration = Duration::from_secs(5);
 /// Bodies above this are read on the best-effort lane and handed over whole: checking one of 64 KiB takes about 75 µs.
 const LARGE_BYTES: usize = 64 << 10;
 /// Excess that one connection may send through the guaranteed lane before it is moved off it.
@@ -93,7 +97,7 @@ pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
             Turn::Next => {}
             Turn::Close => {
                 // The other side may be gone already; then there is nothing to close.
-                let _ = client.connection.close().await;
+                let _ = timeout(LINGER_WITHIN, client.connection.close()).await;
                 return;
             }
             Turn::Move(destination) => {
@@ -146,8 +150,8 @@ impl<M: Machine> Client<M> {
             Ok(asked) => asked,
             Err(error) => return self.refuse(error.response()).await,
         };
-        let body = match self.body(parts, grant, PathClass::Aws).await {
-            Ok(body) => body,
+        let (body, complete) = match self.body(parts, grant, PathClass::Aws).await {
+            Ok(read) => read,
             Err(turn) => return turn,
         };
         let payload = match invoke::payload(body) {
@@ -158,11 +162,17 @@ impl<M: Machine> Client<M> {
             let error = invoke::refusal(Refusal::NoFunction, &asked.function.name, home, clock::now());
             return self.answer(error.response()).await;
         };
-        self.run_invoke(asked, payload, route, &parts.headers).await
+        self.run_invoke((asked, payload), route, &parts.headers, complete).await
     }
 
-    async fn run_invoke(&mut self, invoke: Invoke, payload: Bytes, route: Route, headers: &HeaderMap) -> Turn {
-        let (asked, trace) = self.asked(headers);
+    async fn run_invoke(
+        &mut self,
+        (invoke, payload): (Invoke, Bytes),
+        route: Route,
+        headers: &HeaderMap,
+        complete: Time,
+    ) -> Turn {
+        let (asked, trace) = self.asked(headers, complete);
         match invoke.kind {
             Kind::DryRun => return self.answer(invoke::dry_run(asked.id)).await,
             Kind::RequestResponse => {}
@@ -194,8 +204,8 @@ impl<M: Machine> Client<M> {
             Grant::Open => url::Caller::Anonymous,
             Grant::Token | Grant::Signature(_) => url::Caller::KeyHolder,
         };
-        let body = match self.body(parts, grant, PathClass::FunctionUrl).await {
-            Ok(body) => body,
+        let (body, complete) = match self.body(parts, grant, PathClass::FunctionUrl).await {
+            Ok(read) => read,
             Err(turn) => return turn,
         };
         let found = target.and_then(|target| {
@@ -206,7 +216,7 @@ impl<M: Machine> Client<M> {
             Ok(found) => found,
             Err(error) => return self.answer(error.response()).await,
         };
-        let (asked, trace) = self.asked(&parts.headers);
+        let (asked, trace) = self.asked(&parts.headers, complete);
         let at = clock::since_epoch();
         let request =
             url::Request { id: asked.id, target: &target, parts, body: &body, caller, source: self.peer.ip(), at, trace: &trace };
@@ -225,12 +235,15 @@ impl<M: Machine> Client<M> {
         if self.lane.lane() == lanes::Lane::BestEffort {
             return Turn::Move(Destination::OtherLane);
         }
+        if is_large(parts) {
+            return self.refuse(large_lease_input()).await;
+        }
         let grant = match self.allow(parts, PathClass::V1, UrlAccess::Keyed) {
             Ok(grant) => grant,
             Err(denied) => return self.refuse(*denied).await,
         };
-        let body = match self.body(parts, grant, PathClass::V1).await {
-            Ok(body) => body,
+        let (body, complete) = match self.body(parts, grant, PathClass::V1).await {
+            Ok(read) => read,
             Err(turn) => return turn,
         };
         let found = lease.and_then(|lease| Some((lease, self.lane.core.borrow().leased(lease)?)));
@@ -239,14 +252,14 @@ impl<M: Machine> Client<M> {
             Ok(payload) => payload,
             Err(error) => return self.answer(error.response()).await,
         };
-        let (asked, trace) = self.asked(&parts.headers);
+        let (asked, trace) = self.asked(&parts.headers, complete);
         let request = Request { function: route.key, payload, ..asked };
         let wants = Wants { lease: Some(lease), log: LogType::None, render: as_invoke };
         self.run_and_answer(request, &route, wants, &trace).await
     }
 
-    /// The parts of a request that every way of asking shares: complete now, with a new id and its trace.
-    fn asked(&self, headers: &HeaderMap) -> (Request, String) {
+    /// The parts of a request that every way of asking shares, with a new id and its trace.
+    fn asked(&self, headers: &HeaderMap, complete: Time) -> (Request, String) {
         let id = self.lane.core.borrow_mut().new_id();
         let sent = headers.get("x-amzn-trace-id").and_then(|value| value.to_str().ok());
         let trace = invoke::trace_id(sent, id, clock::since_epoch().as_secs());
@@ -258,7 +271,7 @@ impl<M: Machine> Client<M> {
             client_context: None,
             log: LogType::None,
             deadline: None,
-            arrived: clock::now(),
+            arrived: complete,
         };
         (request, trace)
     }
@@ -298,7 +311,8 @@ impl<M: Machine> Client<M> {
         }?;
         if self.lane.lane() == lanes::Lane::Guaranteed && is_excess(&outcome) {
             let now = clock::now();
-            if self.manners.excess.spend(now).and_then(|()| self.lane.excess.borrow_mut().spend(now)).is_err() {
+            let shared = self.lane.core.borrow_mut().spend_excess(route.key);
+            if self.manners.excess.spend(now).and(shared).is_err() {
                 self.manners.welcome_at = now + PUSHED_OFF_FOR;
             }
         }
@@ -321,7 +335,8 @@ impl<M: Machine> Client<M> {
     }
 
     /// Reads the body and has the signature decide, where there is one.
-    async fn body(&mut self, parts: &Parts, grant: Grant, class: PathClass) -> Result<Bytes, Turn> {
+    /// Also says when the request was complete.
+    async fn body(&mut self, parts: &Parts, grant: Grant, class: PathClass) -> Result<(Bytes, Time), Turn> {
         let read = timeout(BODY_WITHIN, self.connection.read_body(parts, invoke::MAX_PAYLOAD_BYTES)).await;
         let body = match read {
             Ok(Ok(body)) => body,
@@ -329,10 +344,11 @@ impl<M: Machine> Client<M> {
             Ok(Err(error)) => return Err(self.broken(&error).await),
             Err(_) => return Err(Turn::Close),
         };
+        let complete = clock::now();
         match grant {
-            Grant::Open | Grant::Token => Ok(body),
+            Grant::Open | Grant::Token => Ok((body, complete)),
             Grant::Signature(unproven) => match unproven.finish(PayloadHash::of(&body)) {
-                Ok(()) => Ok(body),
+                Ok(()) => Ok((body, complete)),
                 Err(error) => Err(self.answer(crate::auth::Denied::from(error).response(class)).await),
             },
         }
@@ -358,16 +374,16 @@ impl<M: Machine> Client<M> {
 
     /// Answers a request that was read whole.
     async fn answer(&mut self, response: Response<Bytes>) -> Turn {
-        match self.connection.write_response(response, After::KeepAlive).await {
-            Ok(After::KeepAlive) => Turn::Next,
-            Ok(After::Close) | Err(_) => Turn::Close,
+        match timeout(WRITE_WITHIN, self.connection.write_response(response, After::KeepAlive)).await {
+            Ok(Ok(After::KeepAlive)) => Turn::Next,
+            Ok(Ok(After::Close) | Err(_)) | Err(_) => Turn::Close,
         }
     }
 
     /// Answers a request whose body is not read; the connection cannot go on.
     async fn refuse(&mut self, response: Response<Bytes>) -> Turn {
         // Whether or not the answer could be written, the connection is closed.
-        let _ = self.connection.write_response(response, After::Close).await;
+        let _ = timeout(WRITE_WITHIN, self.connection.write_response(response, After::Close)).await;
         Turn::Close
     }
 
@@ -403,6 +419,15 @@ fn is_large(parts: &Parts) -> bool {
 
 fn as_invoke(answer: &Answer<'_>, outcome: invoke::Outcome) -> Response<Bytes> {
     answer.response(outcome)
+}
+
+fn large_lease_input() -> Response<Bytes> {
+    let text = format!(
+        "{{\"code\":\"too-large\",\"message\":\"input for a lease holds at most {LARGE_BYTES} bytes, with its length stated\"}}"
+    );
+    let mut response = Response::new(Bytes::from(text));
+    *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+    response
 }
 
 fn no_lease() -> Response<Bytes> {

@@ -19,6 +19,7 @@ use super::links::{Links, Order};
 use super::machine::Machine;
 use super::message::{Command, Traffic};
 use super::watch::Watches;
+use crate::budget::Budget;
 use crate::front::Front;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::{Ending, Outcome, Progress, Request, Waiting};
@@ -29,6 +30,9 @@ use crate::probe::Gap;
 
 /// Gaps kept as an explanation of delays.
 const GAPS_MAX: usize = 64;
+/// Excess of one function per second, and at once, that a lane judges.
+const EXCESS_PER_SECOND: u32 = 200;
+const EXCESS_AT_ONCE: u32 = 100;
 /// How many leases may wait for their instance at once.
 const LEASES_MAX: usize = 1_000;
 
@@ -45,7 +49,6 @@ pub(crate) struct Core<M> {
     /// Leases whose instance is not ready yet, and those that wait for input.
     leases: BTreeMap<LeaseId, (FunctionKey, oneshot::Sender<Result<Lease, LeaseError>>)>,
     held: BTreeMap<LeaseId, FunctionKey>,
-    next_lease: u64,
     pub(super) watches: Watches,
     events: VecDeque<Event>,
     actions: Vec<Action>,
@@ -53,6 +56,8 @@ pub(crate) struct Core<M> {
     pub(super) stolen: BTreeMap<u16, Duration>,
     /// The last gaps of all probes.
     pub(super) recent_gaps: VecDeque<Gap>,
+    /// The invocation whose arrival the machine is told just now.
+    pub(super) arriving: Option<InvocationId>,
     /// The counters as last written to the evidence.
     counted: Vec<Counters>,
     drained: Option<oneshot::Sender<()>>,
@@ -72,15 +77,14 @@ fn turn_away(waiting: Waiting, refusal: Refusal) {
     let _ = waiting.answer.send(outcome);
 }
 
-fn count<T>(items: impl Iterator<Item = T>) -> u64 {
-    u64::try_from(items.count()).unwrap_or(u64::MAX)
-}
-
 /// A function as this lane knows it. Two versions exist during a hand-over.
 struct Function {
     images: BTreeMap<Version, Arc<Image>>,
     deployment: Deployment,
     installing: Option<(Version, oneshot::Sender<Installed>)>,
+    serving: Option<Version>,
+    /// Its excess that this lane answers before it pushes the sender off.
+    excess: Budget,
     /// What the last instance that did not become ready had to say.
     failure: String,
     /// Time its instances existed and ran invocations, summed.
@@ -103,12 +107,12 @@ impl<M: Machine> Core<M> {
             instances: BTreeMap::new(),
             leases: BTreeMap::new(),
             held: BTreeMap::new(),
-            next_lease: 0,
             watches: Watches::default(),
             events: VecDeque::new(),
             actions: Vec::new(),
             stolen: BTreeMap::new(),
             recent_gaps: VecDeque::new(),
+            arriving: None,
             counted: Vec::new(),
             drained: None,
         }
@@ -136,7 +140,7 @@ impl<M: Machine> Core<M> {
         self.events.push_back(event);
         while let Some(event) = self.events.pop_front() {
             self.machine.handle(now, event, &mut self.actions);
-            self.run_actions(now);
+            self.run_actions(clock::now().max(now));
         }
         self.finish_drain();
     }
@@ -183,6 +187,7 @@ impl<M: Machine> Core<M> {
             Action::LeaseEnded { lease, held } => {
                 self.held.remove(&lease);
                 self.links.lease_ended(held);
+                self.lease_failed(lease, "the lease ended before an instance was ready");
             }
             Action::LeaseRefused { lease, refusal } => self.lease_refused(now, lease, refusal),
             Action::Serving { function, version } => self.installed(function, version, Installed::Serving),
@@ -273,6 +278,8 @@ impl<M: Machine> Core<M> {
             images: BTreeMap::new(),
             deployment: deployment.clone(),
             installing: None,
+            serving: None,
+            excess: Budget::new(EXCESS_PER_SECOND, EXCESS_AT_ONCE),
             failure: String::new(),
             held: Duration::ZERO,
             used: Duration::ZERO,
@@ -289,7 +296,11 @@ impl<M: Machine> Core<M> {
     fn installed(&mut self, key: FunctionKey, version: Version, how: Installed) {
         let Some(function) = self.functions.get_mut(&key) else { return };
         match how {
-            Installed::Serving => function.images.retain(|kept, _| version <= *kept),
+            Installed::Serving => {
+                function.serving = Some(version);
+                function.images.retain(|kept, _| version <= *kept);
+            }
+            Installed::CannotServe { .. } if function.serving == Some(version) => {}
             Installed::CannotServe { .. } => {
                 function.images.remove(&version);
             }
@@ -310,7 +321,11 @@ impl<M: Machine> Core<M> {
         let waiting = Waiting { request, answer, class, progress: Progress::default() };
         match (standing, self.lane) {
             (Standing::Suspended, _) => turn_away(waiting, Refusal::Suspended),
-            (Standing::Guaranteed, Lane::BestEffort) => self.hand_over(waiting, Traffic::Forwarded),
+            (Standing::Guaranteed, Lane::BestEffort) if self.may_forward(waiting.request.function) => {
+                self.hand_over(waiting, Traffic::Forwarded);
+            }
+            // Far beyond any envelope: the guaranteed lane need not look at it to know.
+            (Standing::Guaranteed, Lane::BestEffort) => self.take_in(Waiting { class: Class::BestEffort, ..waiting }, None),
             (Standing::Guaranteed, Lane::Guaranteed) | (Standing::BestEffort, _) => self.take_in(waiting, lease),
         }
         receiver
@@ -319,10 +334,6 @@ impl<M: Machine> Core<M> {
     /// Takes over an invocation from the other lane.
     pub(super) fn adopt(&mut self, mut waiting: Waiting, class: Class) {
         waiting.class = class;
-        // The pacer's instants must not go back: an invocation that came over counts from here.
-        if class == Class::Guaranteed {
-            waiting.request.arrived = clock::now();
-        }
         self.take_in(waiting, None);
     }
 
@@ -333,6 +344,7 @@ impl<M: Machine> Core<M> {
             Lane::BestEffort => clock::now(),
         };
         self.waiting.insert(id, waiting);
+        self.arriving = Some(id);
         let event = match lease {
             Some(lease) => {
                 self.held.remove(&lease);
@@ -341,12 +353,23 @@ impl<M: Machine> Core<M> {
             None => Event::Arrived { id, function, deadline },
         };
         self.event_at(at, event);
+        self.arriving = None;
     }
 
     fn hand_over(&mut self, waiting: Waiting, how: fn(Box<Waiting>) -> Traffic) {
         if let Err(back) = self.links.hand_over(waiting, how) {
             turn_away(*back, Refusal::Busy { limit: super::links::HAND_OVERS_MAX });
         }
+    }
+
+    /// Charges excess of a function to its budget; whoever sent what finds it empty is moved off the lane.
+    pub(super) fn spend_excess(&mut self, function: FunctionKey) -> Result<(), Time> {
+        self.functions.get_mut(&function).map_or(Ok(()), |known| known.excess.spend(clock::now()))
+    }
+
+    /// Whether the guaranteed lane shall judge one more request that came while its connection is off that lane.
+    fn may_forward(&mut self, function: FunctionKey) -> bool {
+        self.functions.get_mut(&function).is_some_and(|known| known.excess.spend(clock::now()).is_ok())
     }
 
     /// The client of an invocation that the guaranteed lane demoted went away.
@@ -424,7 +447,9 @@ impl<M: Machine> Core<M> {
 
     fn place(&mut self, instance: InstanceId, on: Placement) {
         let Some(known) = self.instances.get_mut(&instance) else { return };
-        known.on = on;
+        if !known.move_to(on) {
+            return;
+        }
         let Some(running) = known.running.clone() else { return };
         if self.links.order(Order::Place { instance, running, on }).is_err() {
             // The class could not be changed in time: what holds a wrong class must not go on.
@@ -453,8 +478,14 @@ impl<M: Machine> Core<M> {
     }
 
     fn lease_refused(&mut self, now: Time, lease: LeaseId, refusal: Refusal) {
-        let Some((_, done)) = self.leases.remove(&lease) else { return };
-        let _ = done.send(Err(LeaseError::Refused { reason: super::links::refusal_text(refusal, now) }));
+        self.lease_failed(lease, &super::links::refusal_text(refusal, now));
+    }
+
+    fn lease_failed(&mut self, lease: LeaseId, reason: &str) {
+        if let Some((_, done)) = self.leases.remove(&lease) {
+            // A caller that gave up needs no answer.
+            let _ = done.send(Err(LeaseError::Refused { reason: reason.to_owned() }));
+        }
     }
 
     fn pre_invoke(&mut self, function: FunctionKey, lead: Duration, done: oneshot::Sender<Result<Lease, LeaseError>>) {
@@ -463,8 +494,8 @@ impl<M: Machine> Core<M> {
                 done.send(Err(LeaseError::Refused { reason: format!("{LEASES_MAX} leases wait for their instance already") }));
             return;
         }
-        self.next_lease += 1;
-        let lease = LeaseId(self.next_lease);
+        // Random, so that a lease of before a restart names nothing now.
+        let lease = LeaseId(rand::RngExt::random(&mut self.rng));
         self.leases.insert(lease, (function, done));
         self.event(Event::PreInvoke { lease, function, lead });
     }
@@ -541,28 +572,34 @@ impl<M: Machine> Core<M> {
             Lane::Guaranteed => "guaranteed",
             Lane::BestEffort => "best-effort",
         };
-        let functions = self.functions.iter().map(|(key, function)| {
-            let mine = || self.instances.values().filter(|instance| instance.function == *key);
-            let busy = count(mine().filter(|instance| instance.serving.is_some()));
-            let idle = count(mine()).saturating_sub(busy);
-            management::Usage {
-                function: function.deployment.name.to_string(),
-                busy,
-                idle,
-                waiting: count(
-                    self.waiting
-                        .values()
-                        .filter(|waiting| waiting.request.function == *key && waiting.progress.delivered.is_none()),
-                ),
-                start_delay_p99: function.delays.p99(),
-                reserved_seconds: function.held.as_secs_f64(),
-                used_seconds: function.used.as_secs_f64(),
+        let mut counts: BTreeMap<FunctionKey, [u64; 3]> = BTreeMap::new();
+        for instance in self.instances.values() {
+            let [busy, idle, _] = counts.entry(instance.function).or_default();
+            *(if instance.serving.is_some() { busy } else { idle }) += 1;
+        }
+        for waiting in self.waiting.values().filter(|waiting| waiting.progress.delivered.is_none()) {
+            let [.., waits] = counts.entry(waiting.request.function).or_default();
+            *waits += 1;
+        }
+        let mut functions = Vec::new();
+        for (key, function) in &self.functions {
+            let [busy, idle, waiting] = counts.get(key).copied().unwrap_or_default();
+            // The excess of a guaranteed function is reported by the lane that runs it, if it ever came.
+            if self.lane == Lane::Guaranteed || !function.held.is_zero() {
+                let usage = management::Usage {
+                    function: function.deployment.name.to_string(),
+                    busy,
+                    idle,
+                    waiting,
+                    start_delay_p99: None,
+                    reserved_seconds: function.held.as_secs_f64(),
+                    used_seconds: function.used.as_secs_f64(),
+                };
+                functions.push((usage, function.delays.clone()));
             }
-        });
-        // The excess of a guaranteed function is reported by the lane that runs it, if it ever came.
-        let functions: Vec<_> = functions.filter(|usage| self.lane == Lane::Guaranteed || 0.0 < usage.reserved_seconds).collect();
-        let running = functions.iter().map(|usage| usage.busy).sum();
-        let waiting = functions.iter().map(|usage| usage.waiting).sum();
+        }
+        let running = functions.iter().map(|(usage, _)| usage.busy).sum();
+        let waiting = functions.iter().map(|(usage, _)| usage.waiting).sum();
         let length = u64::try_from(self.waiting.len()).unwrap_or(u64::MAX);
         let limit = u64::try_from(super::CONNECTIONS_MAX).unwrap_or(u64::MAX);
         let queues = vec![management::Queue { name, length, limit }];
@@ -571,6 +608,7 @@ impl<M: Machine> Core<M> {
 
     fn finish_drain(&mut self) {
         if self.waiting.is_empty()
+            && self.machine.is_drained()
             && let Some(done) = self.drained.take()
         {
             let _ = done.send(());

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 /// Delays kept per function.
-const KEPT: usize = 512;
+const KEPT: usize = 256;
 
 /// A ring of the last delays.
-#[derive(Debug, Default)]
-pub(super) struct Delays {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Delays {
     last: Vec<Duration>,
     next: usize,
 }
@@ -23,7 +23,7 @@ impl Delays {
     }
 
     /// The 99th percentile of the kept delays (nearest rank); `None` before the first.
-    pub(super) fn p99(&self) -> Option<Duration> {
+    pub(crate) fn p99(&self) -> Option<Duration> {
         let mut sorted = self.last.clone();
         sorted.sort_unstable();
         let rank = (sorted.len() * 99).div_ceil(100);
@@ -42,7 +42,7 @@ mod tests {
         for millis in 0..10_000 {
             delays.add(Duration::from_millis(millis));
         }
-        let kept: u64 = 512;
-        assert_eq!(delays.p99(), Some(Duration::from_millis(10_000 - kept + 506)));
+        let kept: u64 = 256;
+        assert_eq!(delays.p99(), Some(Duration::from_millis(10_000 - kept + 253)));
     }
 }

@@ -18,6 +18,9 @@ use crate::lambda::invoke;
 /// Connections that one instance may hold to its Runtime API at once.
 pub(super) const CONNECTIONS_MAX: usize = 64;
 
+/// What a waiting connection is given: an invocation, as the answer to its request.
+pub(super) type Held = (Response<Bytes>, InvocationId);
+
 pub(super) struct Instance {
     pub(super) function: FunctionKey,
     pub(super) on: Placement,
@@ -29,7 +32,7 @@ pub(super) struct Instance {
     pub(super) arn: HeaderValue,
     class: Settling,
     fate: Fate,
-    held: BTreeMap<ConnectionId, oneshot::Sender<Response<Bytes>>>,
+    held: BTreeMap<ConnectionId, oneshot::Sender<Held>>,
     connections: u64,
     /// Since when its existence is not yet counted, and the time it ran invocations since then.
     pub(super) held_since: Time,
@@ -109,6 +112,20 @@ impl Instance {
         }
     }
 
+    /// Its placement changes. Returns whether its threads are to be given the new one now; while it starts, and after it ran
+    /// demoted, its next `/next` sees to that.
+    pub(super) fn move_to(&mut self, on: Placement) -> bool {
+        let before = std::mem::replace(&mut self.on, on);
+        match (before, on) {
+            // Best effort -> real time: it may not take an invocation before it has its class again.
+            (Placement::BestEffort, Placement::RealTime { .. }) => {
+                self.class = Settling::Starting;
+                false
+            }
+            (Placement::RealTime { .. } | Placement::BestEffort, _) => self.class != Settling::Starting,
+        }
+    }
+
     /// Its class was set. Returns whether it waited for that to be ready.
     pub(super) fn placed(&mut self) -> bool {
         let waited = self.class == Settling::Placing;
@@ -129,13 +146,13 @@ impl Instance {
     }
 
     /// Keeps a connection waiting; one that waited before is let go by dropping its sender.
-    pub(super) fn hold(&mut self, connection: ConnectionId) -> oneshot::Receiver<Response<Bytes>> {
+    pub(super) fn hold(&mut self, connection: ConnectionId) -> oneshot::Receiver<Held> {
         let (sender, receiver) = oneshot::channel();
         self.held.insert(connection, sender);
         receiver
     }
 
-    pub(super) fn let_go(&mut self, connection: ConnectionId) -> Option<oneshot::Sender<Response<Bytes>>> {
+    pub(super) fn let_go(&mut self, connection: ConnectionId) -> Option<oneshot::Sender<Held>> {
         self.held.remove(&connection)
     }
 }

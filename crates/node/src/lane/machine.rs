@@ -17,6 +17,9 @@ pub(crate) trait Machine: 'static {
     /// Called at or after the instant it asked for.
     fn wake(&mut self, now: Time, actions: &mut Vec<Action>);
 
+    /// Whether nothing of it runs or waits any more, asked while the node stops.
+    fn is_drained(&self) -> bool;
+
     /// The live counters, asked about once a second.
     fn counters(&self) -> Vec<Counters>;
 }
@@ -34,6 +37,10 @@ macro_rules! machine {
 
             fn wake(&mut self, now: Time, actions: &mut Vec<Action>) {
                 self.wake(now, actions);
+            }
+
+            fn is_drained(&self) -> bool {
+                self.is_drained()
             }
 
             fn counters(&self) -> Vec<Counters> {

@@ -19,6 +19,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use model::{Class, Time};
 use rand_chacha::ChaCha12Rng;
@@ -30,6 +31,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 use self::client::Manners;
 use self::core::Core;
+pub(crate) use self::delays::Delays;
 use self::links::Links;
 pub(crate) use self::machine::Machine;
 use self::message::{Command, Moved, News, Traffic};
@@ -47,9 +49,10 @@ const CONNECTIONS_MAX: usize = 8_192;
 /// Accepts per second, and at once, that the guaranteed lane's admission accounts for.
 pub(crate) const ACCEPTS_PER_SECOND: u32 = 500;
 const ACCEPTS_AT_ONCE: u32 = 100;
-/// Excess that the guaranteed lane answers itself, over all connections, and that its admission accounts for.
+/// The pause after an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+/// Excess that admission accounts for. A function's own budget is a part of it (see `core`).
 pub(crate) const EXCESS_PER_SECOND: u32 = 1_000;
-const EXCESS_AT_ONCE: u32 = 200;
 
 /// Everything a lane's thread starts with.
 pub(crate) struct Start<M> {
@@ -72,7 +75,8 @@ pub(crate) struct ThreadPlacement {
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) queues: Vec<management::Queue>,
-    pub(crate) functions: Vec<management::Usage>,
+    /// With the last start delays of each, for whoever asks to sort on a thread of their own.
+    pub(crate) functions: Vec<(management::Usage, Delays)>,
     pub(crate) best_effort: management::BestEffort,
 }
 
@@ -92,8 +96,6 @@ pub(crate) struct Lane<M> {
     spawned: Notify,
     front: Arc<Front>,
     access: RefCell<Access>,
-    /// Excess of all connections together that this lane serves.
-    excess: RefCell<Budget>,
     which: lanes::Lane,
 }
 
@@ -168,7 +170,6 @@ async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
         spawned: Notify::new(),
         access: RefCell::new(start.front.access()),
         front: start.front,
-        excess: RefCell::new(Budget::new(EXCESS_PER_SECOND, EXCESS_AT_ONCE)),
         which: start.lane,
     });
     let mut inbox = start.inbox;
@@ -182,7 +183,12 @@ async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
                     // The node waits for this answer.
                     let _ = done.send(());
                 }
-                Some(command) => lane.with(|core| core.command(command)),
+                Some(command) => {
+                    if matches!(command, Command::Drain { .. }) {
+                        listener = None;
+                    }
+                    lane.with(|core| core.command(command));
+                }
                 None => return Ok(()),
             },
             ready = lane.timer.readable() => {
@@ -245,7 +251,14 @@ async fn accept(listener: Option<&TcpListener>, budget: &mut Budget) -> io::Resu
     if let Err(at) = budget.check(clock::now()) {
         tokio::time::sleep(at.since(clock::now())).await;
     }
-    let (stream, peer) = listener.accept().await?;
+    let (stream, peer) = match listener.accept().await {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            // Without descriptors every accept fails at once: this must not become a loop at real-time class.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            return Err(error);
+        }
+    };
     // An earlier check may have been for an instant that this one precedes; then the next accept waits for it.
     let _ = budget.spend(clock::now());
     stream.set_nodelay(true)?;
@@ -264,6 +277,13 @@ fn is_passing(error: &io::Error) -> bool {
         Errno::NOMEM,
         Errno::PROTO,
         Errno::INVAL,
+        Errno::NETDOWN,
+        Errno::NETUNREACH,
+        Errno::HOSTDOWN,
+        Errno::HOSTUNREACH,
+        Errno::NONET,
+        Errno::OPNOTSUPP,
+        Errno::PERM,
     ];
     passing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

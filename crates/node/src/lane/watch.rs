@@ -16,6 +16,9 @@ use super::machine::Machine;
 /// The shortest rest after which an invocation is looked at again: the sampling overshoot that admission adds to a budget.
 pub(crate) const SAMPLING: Duration = Duration::from_micros(200);
 
+/// When to look again at one that waits for its core. Its admitted response bound ends it whatever the looks say.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// What an invocation had used when it was delivered, and what it may use.
 #[derive(Clone, Debug)]
 struct Watch {
@@ -103,7 +106,11 @@ impl<M: Machine> Core<M> {
         let stolen = self.stolen_on(watch.core).saturating_sub(watch.stolen_before);
         let own = now.since(watch.delivered).saturating_sub(aside).saturating_sub(stolen);
         let rest = watch.run_time.saturating_sub(own).min(watch.cpu_budget.saturating_sub(cpu));
-        if rest.is_zero() {
+        // What waits for its core right now is pushed aside right now, which the kernel counts only once it runs again.
+        let undecided = rest.is_zero() && cpu < watch.cpu_budget && running.wants_its_core();
+        if undecided {
+            self.watches.set(id, Watch { at: now + LOOK_AGAIN, ..watch });
+        } else if rest.is_zero() {
             self.event_at(now, Event::Overran { id, cpu });
         } else {
             self.watches.set(id, Watch { at: now + rest.max(SAMPLING), ..watch });

@@ -78,7 +78,8 @@ impl Timing {
             }
         };
         micros("x-takt-queue-wait-us", self.delivered.map(|delivered| delivered.since(self.arrived)));
-        let from = self.conforming.unwrap_or(self.arrived);
+        // A lease's slot was taken before its input arrived.
+        let from = self.conforming.map_or(self.arrived, |conforming| conforming.max(self.arrived));
         micros("x-takt-start-delay-us", self.started.map(|started| started.since(from)));
         micros("x-takt-start-bound-us", self.start_bound);
         if let Some(instance) = self.instance {
