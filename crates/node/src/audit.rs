@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
-use journal::chain::{Reader, Segment};
+use journal::chain::{Entry, Reader, Segment};
 
 pub use engine::audit::{Contradiction, Finding, Problem, Report, Verdict};
 pub use journal::chain::{Break, Hash};
@@ -49,9 +49,9 @@ impl Audited {
     }
 }
 
-/// Audits a segment, a folder of segments, or the evidence of a data directory or backup. `progress` is told the number of
-/// every record.
-pub fn audit(path: &Path, mut progress: impl FnMut(u64)) -> Result<Audited, Error> {
+/// Audits a segment, a folder of segments, or the evidence of a data directory or backup. `progress` is shown
+/// every record whose place in the chain is verified.
+pub fn audit(path: &Path, mut progress: impl FnMut(&Entry)) -> Result<Audited, Error> {
     let paths = segments(path)?;
     let mut audit = engine::audit::Audit::new();
     let mut open = Vec::with_capacity(paths.len());
@@ -65,7 +65,7 @@ pub fn audit(path: &Path, mut progress: impl FnMut(u64)) -> Result<Audited, Erro
         match entry {
             Ok(entry) => {
                 records += 1;
-                progress(entry.number);
+                progress(&entry);
                 audit.record(&entry.record);
             }
             Err(found) => broken = Some(found),

@@ -7,7 +7,7 @@ use super::Finding;
 use super::text::PURE;
 
 /// Which of our crates each may build on: the one direction of the house.
-const HOUSE: [(&str, &[&str]); 11] = [
+const HOUSE: [(&str, &[&str]); 12] = [
     ("model", &[]),
     ("plan", &["model"]),
     ("dispatch", &["model"]),
@@ -18,6 +18,7 @@ const HOUSE: [(&str, &[&str]); 11] = [
     ("node", &["engine", "runtime", "plan", "journal", "trace", "model"]),
     ("sim", &["engine", "plan", "dispatch", "journal", "trace", "model"]),
     ("cli", &["node", "sim", "plan", "trace", "model"]),
+    ("bench", &["cli", "node", "journal", "plan", "model"]),
     ("xtask", &[]),
 ];
 

@@ -27,14 +27,29 @@ pub struct Target {
     client: Client,
     path: String,
     body: Bytes,
+    results: Results,
+}
+
+/// Whether samples hold what the function returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Results {
+    Dropped,
+    Kept,
 }
 
 impl Target {
     /// Invocations of `path` on a node, each with the same body. Errors when these make no request.
     pub fn new(client: Client, path: String, body: Vec<u8>) -> Result<Self> {
-        let target = Self { client, path, body: Bytes::from(body) };
+        let target = Self { client, path, body: Bytes::from(body), results: Results::Dropped };
         target.request()?;
         Ok(target)
+    }
+
+    /// The same, with the body of every answer in its sample; they are held in memory together.
+    #[must_use]
+    pub fn keeping_results(mut self) -> Self {
+        self.results = Results::Kept;
+        self
     }
 
     fn request(&self) -> Result<Request<Full<Bytes>>> {
@@ -63,10 +78,12 @@ pub struct Answered {
     pub conforming: Option<bool>,
     pub start_delay_us: Option<u64>,
     pub queue_wait_us: Option<u64>,
+    /// The body, where the target keeps results.
+    pub result: Option<Bytes>,
 }
 
 impl Answered {
-    fn read(status: StatusCode, headers: &HeaderMap) -> Self {
+    fn read(status: StatusCode, headers: &HeaderMap, result: Option<Bytes>) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let number = |name: &str| text(name).and_then(|value| value.parse().ok());
         Self {
@@ -80,6 +97,7 @@ impl Answered {
             conforming: text("x-takt-conforming").and_then(|value| value.parse().ok()),
             start_delay_us: number("x-takt-start-delay-us"),
             queue_wait_us: number("x-takt-queue-wait-us"),
+            result,
         }
     }
 
@@ -190,10 +208,11 @@ impl Drive {
             };
             pool.waiting.pop_front();
             let request = self.target.request()?;
-            let address = self.target.client.address.clone();
+            let (address, results) = (self.target.client.address.clone(), self.target.results);
             let (patience, clock, sent) = (self.patience, beat.clock(), beat.now());
             pool.exchanges.spawn(async move {
-                let (outcome, line) = match tokio::time::timeout(patience, exchange(line, &address, request)).await {
+                let exchange = exchange(line, &address, request, results);
+                let (outcome, line) = match tokio::time::timeout(patience, exchange).await {
                     Ok(Ok((answered, line))) => (Outcome::Answered(answered), line),
                     Ok(Err(error)) => (Outcome::Broken(format!("{error:#}")), None),
                     Err(_elapsed) => (Outcome::Unanswered, None),
@@ -235,7 +254,12 @@ async fn next_before<B: Beat>(intended: Duration, pool: &mut Pool, beat: &mut B)
 }
 
 /// One request and its whole answer, on `line` or on a new connection.
-async fn exchange(line: Option<Line>, address: &Address, request: Request<Full<Bytes>>) -> Result<(Answered, Option<Line>)> {
+async fn exchange(
+    line: Option<Line>,
+    address: &Address,
+    request: Request<Full<Bytes>>,
+    results: Results,
+) -> Result<(Answered, Option<Line>)> {
     let mut line = match line {
         Some(line) => line,
         None => open(address).await?,
@@ -243,8 +267,12 @@ async fn exchange(line: Option<Line>, address: &Address, request: Request<Full<B
     let response = line.send_request(request).await.context("the connection broke")?;
     let (head, body) = response.into_parts();
     let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
-    body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?;
-    let answered = Answered::read(head.status, &head.headers);
+    let body = body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?.to_bytes();
+    let kept = match results {
+        Results::Dropped => None,
+        Results::Kept => Some(body),
+    };
+    let answered = Answered::read(head.status, &head.headers, kept);
     let reusable = line.ready().await.is_ok();
     Ok((answered, reusable.then_some(line)))
 }
@@ -329,7 +357,7 @@ mod tests {
             let mut tasks = JoinSet::new();
             tasks.spawn(serve(listener, Arc::clone(&seen)));
             let client = Client { address: Address::parse(&url).unwrap(), token: "key".to_owned() };
-            let target = Target::new(client, "/".to_owned(), b"{}".to_vec()).unwrap();
+            let target = Target::new(client, "/".to_owned(), b"{}".to_vec()).unwrap().keeping_results();
             let schedule = Schedule::new(rate.parse().unwrap(), Duration::from_secs(1), Arrivals::Even);
             let drive = Drive::new(target, connections, Duration::from_secs(20));
             let mut told = 0;
@@ -349,6 +377,7 @@ mod tests {
         assert_eq!(excess.count(), 100);
         let Outcome::Answered(first) = &samples[0].outcome else { panic!("{:?}", samples[0]) };
         assert_eq!((first.class, first.conforming, first.start_delay_us), (Some(Class::Guaranteed), Some(true), Some(250)));
+        assert_eq!(first.result.as_deref(), Some(&b"{}"[..]));
     }
 
     #[test]

@@ -295,6 +295,7 @@ mod tests {
                 conforming: Some(status == 200),
                 start_delay_us: Some(300),
                 queue_wait_us: None,
+                result: None,
             }),
         }
     }

@@ -18,32 +18,45 @@ pub enum Arrivals {
 /// The instants of one load, from its start.
 #[derive(Debug)]
 pub struct Schedule {
-    rate: Rate,
-    end: Duration,
     spread: Spread,
 }
 
 #[derive(Debug)]
 enum Spread {
-    Even { next: u64 },
-    Poisson { random: Box<ChaCha8Rng>, at_ns: f64 },
+    Even { rate: Rate, end: Duration, next: u64 },
+    Poisson { rate: Rate, end: Duration, random: Box<ChaCha8Rng>, at_ns: f64 },
+    Given(std::vec::IntoIter<Duration>),
 }
 
 impl Schedule {
     /// Instants from zero up to, not including, `length`.
     #[must_use]
     pub fn new(rate: Rate, length: Duration, arrivals: Arrivals) -> Self {
+        let end = length;
         let spread = match arrivals {
-            Arrivals::Even => Spread::Even { next: 0 },
-            Arrivals::Poisson { seed } => Spread::Poisson { random: Box::new(ChaCha8Rng::seed_from_u64(seed)), at_ns: 0.0 },
+            Arrivals::Even => Spread::Even { rate, end, next: 0 },
+            Arrivals::Poisson { seed } => {
+                let random = Box::new(ChaCha8Rng::seed_from_u64(seed));
+                Spread::Poisson { rate, end, random, at_ns: 0.0 }
+            }
         };
-        Self { rate, end: length, spread }
+        Self { spread }
+    }
+
+    /// Exactly these instants, in ascending order.
+    #[must_use]
+    pub fn at(mut instants: Vec<Duration>) -> Self {
+        instants.sort_unstable();
+        Self { spread: Spread::Given(instants.into_iter()) }
     }
 
     /// How many instants there are, on average for Poisson arrivals.
     #[must_use]
     pub fn expected(&self) -> u64 {
-        self.rate.ceil_in(self.end)
+        match &self.spread {
+            Spread::Even { rate, end, .. } | Spread::Poisson { rate, end, .. } => rate.ceil_in(*end),
+            Spread::Given(left) => u64::try_from(left.len()).unwrap_or(u64::MAX),
+        }
     }
 }
 
@@ -51,21 +64,22 @@ impl Iterator for Schedule {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let at = match &mut self.spread {
-            Spread::Even { next } => {
+        let (at, end) = match &mut self.spread {
+            Spread::Even { rate, end, next } => {
                 let index = u128::from(*next);
                 *next += 1;
-                let ns = index * u128::from(self.rate.per_ns()) / u128::from(self.rate.invocations());
-                Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+                let ns = index * u128::from(rate.per_ns()) / u128::from(rate.invocations());
+                (Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX)), *end)
             }
-            Spread::Poisson { random, at_ns } => {
+            Spread::Poisson { rate, end, random, at_ns } => {
                 // The inverse of the exponential distribution; 1 - u is never zero.
                 let u: f64 = random.random();
-                *at_ns -= (1.0 - u).ln() * 1e9 / self.rate.per_second_f64();
-                Duration::from_secs_f64((*at_ns / 1e9).min(1e9))
+                *at_ns -= (1.0 - u).ln() * 1e9 / rate.per_second_f64();
+                (Duration::from_secs_f64((*at_ns / 1e9).min(1e9)), *end)
             }
+            Spread::Given(instants) => return instants.next(),
         };
-        (at < self.end).then_some(at)
+        (at < end).then_some(at)
     }
 }
 
@@ -94,6 +108,13 @@ mod tests {
         assert!((98_500..101_500).contains(&once.len()), "{}", once.len());
         assert_eq!(instants("100/s", Duration::from_secs(1000), Arrivals::Poisson { seed: 7 }), once);
         assert_ne!(instants("100/s", Duration::from_secs(1000), Arrivals::Poisson { seed: 8 }), once);
+    }
+
+    #[test]
+    fn given_instants_are_taken_in_order() {
+        let schedule = Schedule::at([7, 0, 7].map(Duration::from_millis).to_vec());
+        assert_eq!(schedule.expected(), 3);
+        assert_eq!(schedule.collect::<Vec<_>>(), [0, 7, 7].map(Duration::from_millis));
     }
 
     proptest! {
