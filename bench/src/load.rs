@@ -21,6 +21,8 @@ use crate::clock;
 const REALTIME_PRIORITY: u8 = 5;
 /// The hidden command that makes this program a generator.
 pub(crate) const ROLE: &str = "generate";
+/// How long an open loop waits for one answer: whoever is this late has failed.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Between a generator's start and its first invocation.
 const LEAD: Duration = Duration::from_millis(300);
 
@@ -178,7 +180,7 @@ fn schedule(instants_ns: &[u64]) -> Schedule {
 async fn open(target: Target, instants_ns: &[u64], connections: u16) -> Result<Seen> {
     let began = clock::monotonic_ns();
     let mut wall = Wall::start()?;
-    let drive = Drive::new(target, connections, Duration::from_secs(20));
+    let drive = Drive::new(target, connections, PATIENCE);
     let mut seen = Seen::default();
     for sample in drive.run(schedule(instants_ns), &mut wall, |_| ()).await? {
         seen.count(&sample);

@@ -49,6 +49,8 @@ pub(crate) struct Progress {
     pub(crate) start_bound: Option<Duration>,
     /// The bound on its own time, once it was delivered.
     pub(crate) run_time: Option<Duration>,
+    /// How long the instance's start took, when this is its first invocation.
+    pub(crate) instance_start: Option<Duration>,
 }
 
 /// What became of an invocation.

@@ -274,6 +274,7 @@ impl<M: Machine> Core<M> {
         waiting.progress.instance = Some(instance);
         waiting.progress.start_bound = start_bound;
         waiting.progress.run_time = Some(allowance.run_time);
+        waiting.progress.instance_start = known.take_start();
         if waiting.request.log == invoke::LogType::Tail {
             self.links.mark_log(instance);
         }

@@ -367,8 +367,12 @@ impl<M: Machine> Client<M> {
             None => Bytes::new(),
         };
         let since = outcome.progress.delivered.unwrap_or(outcome.arrived);
-        let report =
-            Report { duration: outcome.ended.since(since), memory: route.image.spec.memory, max_memory_mib: None, init: None };
+        let report = Report {
+            duration: outcome.ended.since(since),
+            memory: route.image.spec.memory,
+            max_memory_mib: None,
+            init: outcome.progress.instance_start,
+        };
         report.tail(id, &written)
     }
 

@@ -34,6 +34,10 @@ pub(super) struct Instance {
     fate: Fate,
     held: BTreeMap<ConnectionId, oneshot::Sender<Held>>,
     connections: u64,
+    /// Since when it starts, until it first asks for an invocation.
+    born: Option<Time>,
+    /// How long its start took, until an invocation carries it away.
+    start: Option<Duration>,
     /// Since when its existence is not yet counted, and the time it ran invocations since then.
     pub(super) held_since: Time,
     pub(super) used: Duration,
@@ -58,6 +62,7 @@ enum Fate {
 
 impl Instance {
     pub(super) fn starting(function: FunctionKey, arn: HeaderValue, on: Placement) -> Self {
+        let now = clock::now();
         Self {
             function,
             on,
@@ -70,7 +75,9 @@ impl Instance {
             fate: Fate::Wanted,
             held: BTreeMap::new(),
             connections: 0,
-            held_since: clock::now(),
+            born: Some(now),
+            start: None,
+            held_since: now,
             used: Duration::ZERO,
         }
     }
@@ -99,6 +106,9 @@ impl Instance {
 
     /// The instance asked for an invocation. Returns whether it may get one; otherwise its class is to be set first.
     pub(super) fn settle(&mut self) -> bool {
+        if let Some(born) = self.born.take() {
+            self.start = Some(clock::now().since(born));
+        }
         match (self.class, self.on) {
             (Settling::Settled, _) => true,
             (_, Placement::BestEffort) => {
@@ -124,6 +134,11 @@ impl Instance {
             }
             (Placement::RealTime { .. } | Placement::BestEffort, _) => self.class != Settling::Starting,
         }
+    }
+
+    /// How long its start took, for the first invocation it runs; later ones get nothing.
+    pub(super) fn take_start(&mut self) -> Option<Duration> {
+        self.start.take()
     }
 
     /// Its class was set. Returns whether it waited for that to be ready.
@@ -154,5 +169,22 @@ impl Instance {
 
     pub(super) fn let_go(&mut self, connection: ConnectionId) -> Option<oneshot::Sender<Held>> {
         self.held.remove(&connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_invocation_alone_is_told_how_long_the_start_took() {
+        for on in [Placement::BestEffort, Placement::RealTime { core: 0, priority: 10 }] {
+            let mut instance = Instance::starting(FunctionKey(1), HeaderValue::from_static("arn"), on);
+            assert_eq!(instance.take_start(), None);
+            instance.settle();
+            instance.take_start().unwrap();
+            instance.settle();
+            assert_eq!(instance.take_start(), None);
+        }
     }
 }
