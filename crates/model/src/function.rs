@@ -108,7 +108,9 @@ serde_as_text!(Peer);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outbound {
+    /// Its owner did not say: all, where the node can give that, else none.
     #[default]
+    Unstated,
     All,
     Only(Vec<Peer>),
     None,

@@ -17,6 +17,7 @@ use plan::admission::NodeCapacity;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use runtime::environment::Credentials;
+use runtime::host::Grant;
 use runtime::launcher::{self, Standing};
 use runtime::sandbox::{self, Language};
 use runtime::sys::clock;
@@ -63,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) cores: Vec<u16>,
     pub(crate) measured: Measured,
     pub(crate) capacity: NodeCapacity,
+    /// Whether functions can be given outbound connections.
+    pub(crate) outbound: Grant,
 }
 
 /// The receiving and sending ends of one lane's queues, before they are handed out.
@@ -192,6 +195,7 @@ impl Node {
             classes: self.classes,
             cores: self.cores.clone(),
             network: NetworkKit {
+                given: self.outbound.clone(),
                 own: self.address,
                 upstream: std::fs::read_to_string("/etc/resolv.conf").ok().and_then(|text| runtime::forward::upstream_of(&text)),
             },
@@ -419,6 +423,7 @@ impl Serving<'_> {
     fn control_options(&self) -> control::Options {
         control::Options {
             capacity: self.node.capacity.clone(),
+            outbound: self.node.outbound.clone(),
             costs: control::Costs {
                 cold_start_python: Duration::from_millis(500),
                 cold_start_nodejs: Duration::from_secs(1),

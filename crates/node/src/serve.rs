@@ -110,7 +110,17 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
     let hosts = Hosts::new(address, options.hosts.iter().cloned());
     let policy = Policy { hosts, metrics: Metrics::default() };
     let front = Arc::new(Front { home: Home::default(), policy, keys });
-    let node = Node { options: options.clone(), data: data.path.clone(), front, address, classes, cores, measured, capacity };
+    let node = Node {
+        options: options.clone(),
+        data: data.path.clone(),
+        front,
+        address,
+        classes,
+        cores,
+        measured,
+        capacity,
+        outbound: host.tun,
+    };
     node.run(listener, missing, ready)
 }
 

@@ -15,6 +15,7 @@ use model::{InstanceId, Outbound, Runtime};
 use runtime::bootstrap;
 use runtime::environment::{self, Credentials, Initialization};
 use runtime::forward::{self, Policy};
+use runtime::host::Grant;
 use runtime::launcher::{self, Client, Launch, Service};
 use runtime::sandbox::{self, BOOTSTRAP as CLIENTS, CODE, Interpreter, Network};
 use tokio::sync::{mpsc, oneshot};
@@ -48,8 +49,10 @@ pub(crate) struct Kit {
 }
 
 /// What a forwarder has to know of this machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct NetworkKit {
+    /// Whether this machine lets the node forward at all.
+    pub(crate) given: Grant,
     pub(crate) own: SocketAddr,
     pub(crate) upstream: Option<SocketAddr>,
 }
@@ -157,9 +160,9 @@ impl Kit {
             // Real-time only once it is ready: a start at that class would be in the way of others.
             placement: self.placement(on, Classes::Ordinary),
             quota: None,
-            network: match image.spec.outbound {
-                Outbound::None => Network::Loopback,
-                Outbound::All | Outbound::Only(_) => Network::Tun,
+            network: match (&image.spec.outbound, &self.network.given) {
+                (Outbound::None, _) | (Outbound::Unstated, Grant::No { .. }) => Network::Loopback,
+                (Outbound::All | Outbound::Only(_), _) | (Outbound::Unstated, Grant::Yes) => Network::Tun,
             },
         })
     }
@@ -208,7 +211,7 @@ impl Kit {
     }
 
     fn policy(&self, outbound: Outbound) -> Policy {
-        let (resolver, network) = (sandbox::TUN_RESOLVER, self.network);
+        let (resolver, network) = (sandbox::TUN_RESOLVER, &self.network);
         Policy::new(outbound, resolver, network.upstream, network.own, forward::is_this_machine)
     }
 }

@@ -131,8 +131,8 @@ fn seccomp() -> Grant {
 
 fn tun() -> Grant {
     let device = Path::new("/dev/net/tun");
-    let access = rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK;
-    Grant::from_result(rustix::fs::access(device, access).map_err(|errno| format!("{}: {errno}", device.display())))
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open(device).map(drop);
+    Grant::from_result(opened.map_err(|error| format!("{}: {error}", device.display())))
 }
 
 fn memory_lock() -> Grant {
@@ -210,7 +210,12 @@ impl Host {
             1.. => Grant::Yes,
         };
         note("Landlock", &landlock, "one layer less holds files read-only", "start the kernel with lsm=landlock,…");
-        note("TUN devices", &self.tun, "functions with outbound connections are refused", "make /dev/net/tun accessible");
+        note(
+            "TUN devices",
+            &self.tun,
+            "functions get no outbound connections, and those that ask for them are refused",
+            "make /dev/net/tun accessible",
+        );
         note("locked memory", &self.memory_lock, "page faults can delay guaranteed work", "grant CAP_IPC_LOCK");
         found
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use engine::port::Deployment;
 use journal::record::EndedBecause;
-use model::{FunctionName, FunctionSpec, Runtime, Version};
+use model::{FunctionName, FunctionSpec, Outbound, Runtime, Version};
 use plan::admission::{Book, Grant};
 use tokio::sync::oneshot;
 
@@ -99,6 +99,7 @@ impl Service {
             }
         };
         check(&deploy.name, &spec)?;
+        self.check_outbound(&spec)?;
         // Terms that make no guarantee, or name no class, are refused before the disk is touched.
         demand(&spec, |class| self.registry.rate_classes().get(class), &self.options.costs)?;
         let code = match (package, &old) {
@@ -115,6 +116,20 @@ impl Service {
         }
         let version = Version(old.as_ref().map_or(1, |old| old.current.version.0 + 1));
         Ok(Draft { old, new: Deployed { spec, code, version }, answer: deploy.answer })
+    }
+
+    /// What this node cannot give is refused before anything changes.
+    fn check_outbound(&self, spec: &FunctionSpec) -> Result<(), Error> {
+        match (&self.options.outbound, &spec.outbound) {
+            (runtime::host::Grant::Yes, _) | (_, Outbound::Unstated | Outbound::None) => Ok(()),
+            (runtime::host::Grant::No { reason }, Outbound::All | Outbound::Only(_)) => Err(Error::Invalid {
+                function: spec.name.clone(),
+                key: "outbound",
+                reason: format!(
+                    "this node cannot give outbound connections ({reason}); make /dev/net/tun accessible to it, or set outbound = \"none\""
+                ),
+            }),
+        }
     }
 
     async fn keep_code(&mut self, name: &FunctionName, package: bytes::Bytes) -> Result<Code, Error> {

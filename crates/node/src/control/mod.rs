@@ -63,6 +63,8 @@ impl Costs {
 pub struct Options {
     pub capacity: NodeCapacity,
     pub costs: Costs,
+    /// Whether functions can be given outbound connections.
+    pub outbound: runtime::host::Grant,
     /// How long an installation may take until it counts as failed.
     pub install_limit: Duration,
     /// How long code stays on disk after its version was replaced: longer than any invocation of it can last.

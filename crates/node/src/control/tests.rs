@@ -46,6 +46,7 @@ pub(crate) fn options() -> Options {
             cold_start_provided: Duration::from_millis(50),
             recycle: Duration::from_millis(1),
         },
+        outbound: runtime::host::Grant::Yes,
         install_limit: Duration::from_secs(30),
         code_grace: Duration::from_secs(1_000),
         start_width: 4,

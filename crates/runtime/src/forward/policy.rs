@@ -59,8 +59,8 @@ impl Policy {
             return Verdict::Refused;
         }
         match &self.outbound {
-            Outbound::All if target.ip() == IpAddr::V4(METADATA) => Verdict::Refused,
-            Outbound::All => Verdict::Allowed,
+            Outbound::All | Outbound::Unstated if target.ip() == IpAddr::V4(METADATA) => Verdict::Refused,
+            Outbound::All | Outbound::Unstated => Verdict::Allowed,
             Outbound::None => Verdict::Refused,
             Outbound::Only(peers) => {
                 for peer in peers.iter().filter(|peer| peer.port == target.port()) {
@@ -77,8 +77,8 @@ impl Policy {
     #[must_use]
     pub fn udp(&self, target: SocketAddr) -> Verdict {
         match &self.outbound {
-            Outbound::All if self.never(target) || target.ip() == IpAddr::V4(METADATA) => Verdict::Refused,
-            Outbound::All => Verdict::Allowed,
+            Outbound::All | Outbound::Unstated if self.never(target) || target.ip() == IpAddr::V4(METADATA) => Verdict::Refused,
+            Outbound::All | Outbound::Unstated => Verdict::Allowed,
             Outbound::Only(_) | Outbound::None => Verdict::Refused,
         }
     }
@@ -95,7 +95,7 @@ impl Policy {
     pub(super) async fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
         let question = dns::question(query)?;
         let may_ask = match &self.outbound {
-            Outbound::All => true,
+            Outbound::All | Outbound::Unstated => true,
             Outbound::Only(peers) => peers.iter().any(|peer| peer.host == question.name),
             Outbound::None => false,
         };
