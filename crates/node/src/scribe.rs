@@ -41,6 +41,11 @@ pub(crate) enum Order {
     Mark {
         instance: InstanceId,
     },
+    /// The node has something to say about an instance, for its function's log.
+    Note {
+        instance: InstanceId,
+        text: String,
+    },
     /// What was written since the mark, everything in the pipes included.
     Tail {
         instance: InstanceId,
@@ -55,6 +60,9 @@ pub(crate) trait Sink: Send + 'static {
 
     /// Called when a stretch of output ended in which this many bytes were thrown away.
     fn dropped(&mut self, function: &FunctionName, instance: InstanceId, bytes: u64);
+
+    /// Called with a line of the node's about the instance.
+    fn noted(&mut self, function: &FunctionName, instance: InstanceId, text: &str);
 
     /// Called once, when the instance closed its output.
     fn ended(&mut self, function: &FunctionName, instance: InstanceId);
@@ -95,6 +103,11 @@ pub(crate) async fn run(mut orders: mpsc::Receiver<Order>, mut sink: impl Sink) 
                 Some(Order::Mark { instance }) => {
                     if let Some(known) = followed.get_mut(&instance) {
                         known.kept.clear();
+                    }
+                }
+                Some(Order::Note { instance, text }) => {
+                    if let Some(known) = followed.get(&instance) {
+                        sink.noted(&known.function, instance, &text);
                     }
                 }
                 Some(Order::Tail { instance, answer }) => {
@@ -227,6 +240,11 @@ impl Sink for Lines {
         let at_ms = u64::try_from(runtime::sys::clock::since_epoch().as_millis()).unwrap_or(u64::MAX);
         let text = format!("[takt: {bytes} bytes of output dropped: more than 4 MiB/s]");
         self.log.append(function.clone(), instance, at_ms, text.as_bytes());
+    }
+
+    fn noted(&mut self, function: &FunctionName, instance: InstanceId, text: &str) {
+        let at_ms = u64::try_from(runtime::sys::clock::since_epoch().as_millis()).unwrap_or(u64::MAX);
+        self.log.append(function.clone(), instance, at_ms, format!("[takt: {text}]").as_bytes());
     }
 
     fn ended(&mut self, function: &FunctionName, instance: InstanceId) {

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use engine::port::{Allowance, Event};
@@ -182,8 +183,10 @@ impl<M: Machine> Core<M> {
         let now = clock::now();
         let id = ended.id;
         let cpu = self.cpu_of(id);
+        let cpu_time = self.cpu_time(instance);
         if let Some(known) = self.instances.get_mut(&instance) {
             known.serving = None;
+            known.rest.begin_again(cpu_time);
         }
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let delivered = waiting.progress.delivered.unwrap_or(now);
@@ -268,6 +271,7 @@ impl<M: Machine> Core<M> {
         let start_bound = self.start_bound_of(id);
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let Some(known) = self.instances.get_mut(&instance) else { return };
+        known.rest.end(known.running.as_ref().map_or(Duration::ZERO, |running| running.cpu_time()));
         waiting.progress.delivered = Some(now);
         waiting.progress.waited = self.arriving != Some(id);
         waiting.progress.conforming = conforming;

@@ -61,6 +61,8 @@ pub(crate) struct Core<M> {
     /// The counters as last written to the evidence.
     counted: Vec<Counters>,
     drained: Option<oneshot::Sender<()>>,
+    /// When resting instances were looked at last.
+    pub(super) looked_at: Time,
 }
 
 /// Answers a request that no machine gets to see.
@@ -115,6 +117,7 @@ impl<M: Machine> Core<M> {
             arriving: None,
             counted: Vec::new(),
             drained: None,
+            looked_at: clock::now(),
         }
     }
 
@@ -151,6 +154,7 @@ impl<M: Machine> Core<M> {
         for id in self.watches.due(now) {
             self.check_watch(now, id);
         }
+        self.look_at_resting(now);
         self.finish_drain();
     }
 
@@ -160,10 +164,7 @@ impl<M: Machine> Core<M> {
     }
 
     pub(super) fn next_wake(&self) -> Option<Time> {
-        match (self.machine.next_wake(), self.watches.next()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [self.machine.next_wake(), self.watches.next(), self.next_look()].into_iter().flatten().min()
     }
 
     fn run_actions(&mut self, now: Time) {
@@ -258,6 +259,7 @@ impl<M: Machine> Core<M> {
     /// The instance's threads have the class the machine asked for.
     pub(super) fn placed(&mut self, instance: InstanceId) {
         if self.instances.get_mut(&instance).is_some_and(Instance::placed) {
+            self.rests(instance);
             self.event(Event::Ready { instance });
         }
     }

@@ -12,6 +12,7 @@ use runtime::api::{ConnectionId, Session};
 use runtime::sys::clock;
 use tokio::sync::oneshot;
 
+use super::idle::Rest;
 use crate::instance::Running;
 use crate::lambda::invoke;
 
@@ -41,6 +42,7 @@ pub(super) struct Instance {
     /// Since when its existence is not yet counted, and the time it ran invocations since then.
     pub(super) held_since: Time,
     pub(super) used: Duration,
+    pub(super) rest: Rest,
 }
 
 /// Whether the instance's threads have the class its placement asks for. They get it when the first `/next` shows that the
@@ -79,6 +81,7 @@ impl Instance {
             start: None,
             held_since: now,
             used: Duration::ZERO,
+            rest: Rest::default(),
         }
     }
 

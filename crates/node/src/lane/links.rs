@@ -71,6 +71,12 @@ impl Links {
         let _ = self.scribe.try_send(scribe::Order::Mark { instance });
     }
 
+    /// Says something about an instance in its function's log.
+    pub(super) fn tell(&mut self, instance: InstanceId, text: String) {
+        // A busy scribe loses the line; what it tells of has happened all the same.
+        let _ = self.scribe.try_send(scribe::Order::Note { instance, text });
+    }
+
     /// Asks for what an instance wrote since its last invocation began; `None` when the scribe is too busy.
     pub(super) fn log_tail(&mut self, instance: InstanceId) -> Option<oneshot::Receiver<Bytes>> {
         let (answer, receiver) = oneshot::channel();

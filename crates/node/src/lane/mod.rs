@@ -7,6 +7,7 @@ mod api;
 mod client;
 mod core;
 mod delays;
+mod idle;
 mod instance;
 pub(crate) mod links;
 mod machine;
