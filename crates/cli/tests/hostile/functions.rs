@@ -1,0 +1,184 @@
+//! What a function can do to its node and its neighbours: nothing but fail.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use crate::support::{Node, is_root, processes_with, text_of, until};
+
+const SHORT: &str = "memory = \"128MB\"\ntimeout = \"1s\"\n";
+const LONG: &str = "memory = \"128MB\"\ntimeout = \"30s\"\n";
+/// Small enough to fit beside others on any machine.
+const GUARANTEED: &str =
+    "[guarantee]\nrate = \"2/s\"\nburst = 1\nmax_run_time = \"100ms\"\ncpu = \"0.2\"\nstart_within = \"1s\"\n";
+
+#[test]
+fn a_function_that_does_not_end_is_ended_and_the_next_is_served() {
+    let node = Node::start();
+    node.must_deploy("bad", SHORT);
+    for event in [json!({"do": "spin"}), json!({"do": "ignore"}), json!({"do": "flood"})] {
+        let answer = node.invoke("bad", &event);
+        if event["do"] == "flood" {
+            // Killed at its bound, or before it because it took too much of the lane's time.
+            let kind = answer.body["errorType"].as_str().unwrap().to_owned();
+            assert!(kind == "Runtime.ExitError" || kind == "Sandbox.Timedout", "{answer:?}");
+        } else {
+            answer.failed_as("Sandbox.Timedout");
+            let message = answer.body["errorMessage"].as_str().unwrap();
+            assert!(message.contains("Task timed out after 1.00 seconds"), "{message}");
+        }
+        node.must_serve("bad");
+    }
+}
+
+#[test]
+fn memory_processes_and_files_are_bounded() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start();
+    node.must_deploy("bad", LONG);
+    node.must_deploy("good", LONG);
+    node.invoke("bad", &json!({"do": "allocate"})).failed_as("Runtime.OutOfMemory");
+    // A fork bomb meets the limit of memory or of processes; both end inside the instance.
+    let forked = node.invoke("bad", &json!({"do": "fork"}));
+    assert!(forked.body["errorType"] == "Runtime.OutOfMemory" || forked.body["errno"] == 11, "{forked:?}");
+    node.invoke("bad", &json!({"do": "fill"})).failed_as("Runtime.OutOfMemory");
+    assert_eq!(node.invoke("bad", &json!({"do": "write"})).value(), json!([]));
+    node.must_serve("bad");
+    node.must_serve("good");
+}
+
+#[test]
+fn children_end_with_their_instance() {
+    let node = Node::start();
+    node.must_deploy("bad", SHORT);
+    let mark = 800_000 + std::process::id();
+    assert_eq!(node.invoke("bad", &json!({"do": "children", "mark": mark})).value(), "left");
+    assert_ne!(processes_with(&format!("sleep {mark}")), 0);
+    node.invoke("bad", &json!({"do": "spin"})).failed_as("Sandbox.Timedout");
+    until("the children are gone", || processes_with(&format!("sleep {mark}")) == 0);
+}
+
+#[test]
+fn a_flood_of_output_is_dropped_with_a_note() {
+    let node = Node::start();
+    node.must_deploy("bad", LONG);
+    node.must_deploy("good", LONG);
+    let before = node.resident();
+    assert_eq!(node.invoke("bad", &json!({"do": "log", "bytes": 1 << 30})).value(), "written");
+    node.must_serve("good");
+    assert!(node.resident() < before + (64 << 20), "{before} bytes became {}", node.resident());
+    until("the log says what was dropped", || node.logs("bad").contains("bytes of output dropped"));
+}
+
+#[test]
+fn an_instance_sees_itself_alone() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start();
+    node.must_deploy("secret", &format!("{LONG}[environment]\nSECRET = \"hidden\"\n"));
+    node.must_deploy("nosy", LONG);
+    node.invoke("secret", &json!({"do": "mark"})).value();
+    let seen = node.invoke("nosy", &json!({"do": "look"})).value();
+    assert_eq!(seen["tmp"], json!([]));
+    assert_eq!(seen["processes"].as_array().unwrap().len(), 2, "its init and itself: {seen}");
+    assert!(!seen["environments"].as_str().unwrap().contains("hidden"), "{seen}");
+    assert_ne!(seen["user"], node.invoke("secret", &json!({"do": "look"})).value()["user"]);
+    let keys = node.data.join("keys.json");
+    for path in [keys.to_str().unwrap(), "/root/.profile", "/proc/1/environ", "/etc/shadow"] {
+        let read = node.invoke("nosy", &json!({"do": "read", "path": path})).value();
+        assert!(read.as_str().unwrap().starts_with("errno "), "{path}: {read}");
+    }
+}
+
+#[test]
+fn a_link_in_a_package_leads_nowhere() {
+    let node = Node::start();
+    for target in ["/etc/shadow", "../../etc/shadow", "/proc/1/root/etc/shadow"] {
+        let mut package = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default();
+        package.add_symlink("stolen", target, options).unwrap();
+        package.start_file("handler.py", options).unwrap();
+        package.write_all(include_bytes!("handler.py")).unwrap();
+        let package = package.finish().unwrap().into_inner();
+        let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, package);
+        let create = json!({
+            "FunctionName": "linked",
+            "Runtime": "python3.12",
+            "Handler": "handler.handler",
+            "Role": "arn:aws:iam::000000000000:role/any",
+            "Code": {"ZipFile": text},
+        });
+        let (status, _, body) = node.ask("POST", "/2015-03-31/functions", &create.to_string());
+        assert_eq!(status, 400, "{target}: {}", String::from_utf8_lossy(&body));
+    }
+}
+
+#[test]
+fn the_runtime_api_bears_nonsense() {
+    let node = Node::start();
+    node.must_deploy("bad", LONG);
+    node.must_deploy("good", LONG);
+    let raw = |data: &str| node.invoke("bad", &json!({"do": "raw", "data": data})).value();
+    for data in [
+        "\u{0}\u{1}\u{2}\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "POST /2018-06-01/runtime/invocation/x/response HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST /2018-06-01/runtime/invocation/x/response HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    ] {
+        let said = raw(data);
+        let said = said.as_str().unwrap();
+        assert!(said.is_empty() || said.starts_with("HTTP/1.1 4") || said.starts_with("errno"), "{data:?}: {said}");
+    }
+    let huge = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+    assert!(!raw(&huge).as_str().unwrap().starts_with("HTTP/1.1 2"));
+    assert_eq!(node.invoke("bad", &json!({"do": "slow"})).value(), "begun");
+    let served = node.invoke("bad", &json!({"do": "connections", "count": 100})).value();
+    assert!(served.as_u64().unwrap() <= 64, "{served} connections were served at once");
+    assert_eq!(node.invoke("bad", &json!({"do": "foreign", "id": "00000000-0000-4000-8000-000000000000"})).value(), 400);
+    node.must_serve("bad");
+    node.must_serve("good");
+}
+
+#[test]
+fn an_answer_beyond_the_limit_is_an_error_of_its_own() {
+    let node = Node::start();
+    node.must_deploy("bad", LONG);
+    node.invoke("bad", &json!({"do": "big", "bytes": 7_000_000})).failed_as("Function.ResponseSizeTooLarge");
+    node.must_serve("bad");
+}
+
+#[test]
+fn a_guaranteed_instance_that_works_between_invocations_is_replaced() {
+    let node = Node::start();
+    node.must_deploy("restless", &format!("memory = \"128MB\"\n{GUARANTEED}"));
+    let burnt = node.invoke("restless", &json!({"do": "burn"})).value();
+    until("the log says that it was killed", || node.logs("restless").contains("of CPU between invocations"));
+    until("another instance serves", || {
+        let answer = node.invoke("restless", &json!({"do": "ok"}));
+        answer.error.is_none() && answer.status == 200 && answer.body["instance"] != burnt["instance"]
+    });
+}
+
+#[test]
+fn what_cannot_run_is_refused_at_deploy_in_words() {
+    let node = Node::start();
+    let refused = |name: &str, toml: &str, files: &[(&str, &str)], words: &str| {
+        let output = node.deploy_files(name, toml, files);
+        assert_eq!(output.status.code(), Some(1), "{}", text_of(&output));
+        let said = text_of(&output);
+        assert!(said.contains(words), "{said}");
+    };
+    refused("nothing", "runtime = \"provided\"\n", &[("readme", "")], "bootstrap");
+    refused("asleep", "runtime = \"provided\"\n", &[("bootstrap", "#!/bin/sh\n")], "executable");
+    // Without a guarantee the first invocation starts the first instance and says the same.
+    let python = &format!("runtime = \"python\"\nhandler = \"app.run\"\nmemory = \"128MB\"\n{GUARANTEED}");
+    refused("absent", python, &[("other.py", "")], "No module named 'app'");
+    refused("empty", python, &[("app.py", "")], "run");
+    refused("broken", python, &[("app.py", "def run(:\n")], "SyntaxError");
+    refused("dying", python, &[("app.py", "raise SystemExit(7)\n")], "7");
+    let listed: Value = serde_json::from_slice(&node.ask("GET", "/v1/functions", "").2).unwrap();
+    assert_eq!(listed["functions"].as_array().map(Vec::len), Some(0), "{listed}");
+}
