@@ -39,11 +39,11 @@ use crate::management::{self, DataSource, EvidenceHealth, Host, Report, Usage};
 use crate::probe::{Gap, Probes};
 use crate::recorder::{self, Health};
 use crate::registry::State;
-use crate::serve::{Error, Options, Ready, STORE};
+use crate::serve::{Error, Options, Ready};
 use crate::starter::{self, Ends, Kit, NETWORKS_MAX, NetworkKit, NetworkOrder};
 use crate::store::Sqlite;
 use crate::threads::Threads;
-use crate::{manage, scribe};
+use crate::{backup, manage, scribe};
 
 /// News that may wait for a lane.
 const NEWS_MAX: usize = 4_096;
@@ -216,7 +216,7 @@ impl Node {
 
     /// Starts the recorder; what it writes first says which level and T hold from here on.
     fn start_recorder(&self) -> Result<recorder::Started, Error> {
-        let options = recorder::Options::new(self.data.join("evidence"), 2);
+        let options = recorder::Options::new(self.data.join(backup::EVIDENCE), 2);
         recorder::start(&options, self.opening()?).map_err(|source| Error::Evidence { source })
     }
 
@@ -382,9 +382,10 @@ impl Serving<'_> {
         ends: &mut mpsc::Receiver<crate::threads::End>,
         ready: impl FnOnce(&Ready),
     ) -> Result<(), Error> {
-        let store = Sqlite::open(&self.node.data.join(STORE)).map_err(|source| Error::Store { source })?;
+        let store = Sqlite::open(&self.node.data.join(backup::STORE)).map_err(|source| Error::Store { source })?;
         let store = Arc::new(store);
-        let codes = Codes::open(&self.node.data.join("code"), Arc::new(Packages)).map_err(|source| Error::Codes { source })?;
+        let codes =
+            Codes::open(&self.node.data.join(backup::CODE), Arc::new(Packages)).map_err(|source| Error::Codes { source })?;
         let parts = control::Parts {
             store: Arc::clone(&store) as Arc<dyn journal::store::Store>,
             codes: codes.clone(),

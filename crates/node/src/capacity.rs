@@ -6,7 +6,7 @@ use model::Level;
 use plan::admission::{NodeCapacity, Periodic};
 
 use crate::calibrate::{Classes, Measured};
-use crate::lane::{ACCEPTS_PER_SECOND, EXCESS_PER_SECOND, watch};
+use crate::lane::{ACCEPTS_PER_SECOND, watch};
 
 /// Of the machine's memory, what instances of guaranteed functions may reserve, in hundredths.
 const MEMORY_HUNDREDTHS: u64 = 60;
@@ -22,11 +22,22 @@ const RUNTIME_COST: Duration = Duration::from_micros(300);
 /// One accept with the first look at its connection, and one excess invocation on its way through the lane.
 const ACCEPT_COST: Duration = Duration::from_micros(60);
 const FRONT_PERIOD: Duration = Duration::from_millis(100);
+/// Excess per second that admission accounts for, over all functions.
+const EXCESS_PER_SECOND_MAX: u32 = 1_000;
+/// What excess may take of the front's core in a second. Where serving it is dear, fewer are served.
+const EXCESS_SHARE: Duration = Duration::from_millis(80);
+
+/// Excess per second that the guaranteed lane serves itself on a machine that was measured: 1 to 1,000.
+pub(crate) fn excess_per_second(front_cost: Duration) -> u32 {
+    let affordable = EXCESS_SHARE.as_nanos() / front_cost.as_nanos().max(1);
+    u32::try_from(affordable).unwrap_or(u32::MAX).clamp(1, EXCESS_PER_SECOND_MAX)
+}
 
 /// The capacity of a machine that was measured. `memory` is the owner's limit in bytes.
 pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: Option<u64>) -> NodeCapacity {
     let per_period = |per_second: u32| per_second.div_ceil(10);
-    let budget = ACCEPT_COST * per_period(ACCEPTS_PER_SECOND) + measured.front_cost * per_period(EXCESS_PER_SECOND);
+    let budget =
+        ACCEPT_COST * per_period(ACCEPTS_PER_SECOND) + measured.front_cost * per_period(excess_per_second(measured.front_cost));
     NodeCapacity {
         cores: u16::try_from(cores.len()).unwrap_or(u16::MAX),
         core_limit_thousandths: NodeCapacity::CORE_LIMIT_THOUSANDTHS,
@@ -66,6 +77,14 @@ fn total_bytes(meminfo: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn excess_never_takes_more_than_its_share_of_the_front() {
+        for (micros, expected) in [(40, 1_000), (80, 1_000), (200, 400), (1_000, 80), (1_000_000, 1)] {
+            assert_eq!(excess_per_second(Duration::from_micros(micros)), expected);
+        }
+        assert_eq!(excess_per_second(Duration::ZERO), EXCESS_PER_SECOND_MAX);
+    }
 
     #[test]
     fn memory_is_read_in_kibibytes() {

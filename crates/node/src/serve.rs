@@ -1,9 +1,9 @@
 //! Starting and stopping a node.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -109,7 +109,8 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
     let capacity = capacity::of(&cores, classes, &measured, options.memory);
     let hosts = Hosts::new(address, options.hosts.iter().cloned());
     let policy = Policy { hosts, metrics: Metrics::default() };
-    let front = Arc::new(Front { home: Home::default(), policy, keys });
+    let excess_per_second = capacity::excess_per_second(measured.front_cost);
+    let front = Arc::new(Front { home: Home::default(), policy, keys, excess_per_second });
     let node = Node {
         options: options.clone(),
         data: data.path.clone(),
@@ -142,9 +143,6 @@ fn in_words(missing: &Missing) -> String {
     format!("{what}: {reason}; {consequence}; {remedy}")
 }
 
-/// The store's file in the data directory.
-pub(crate) const STORE: &str = "store.sqlite";
-
 /// The data directory, locked against a second node.
 #[derive(Debug)]
 struct DataDir {
@@ -160,9 +158,6 @@ impl DataDir {
         let lock = File::create(path.join("lock")).map_err(failed)?;
         let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
         locked.map_err(|_| Error::InUse { path: path.to_owned() })?;
-        // The store holds environments, which may hold secrets. Its side files get the mode of the first.
-        let store = OpenOptions::new().create(true).append(true).mode(0o600).open(path.join(STORE)).map_err(failed)?;
-        store.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Self { path: path.canonicalize().map_err(failed)?, _lock: lock })
     }
 }

@@ -4,8 +4,8 @@
 //! connections of their own and see whole commits. Invariant: `apply` returns only after the commit reached the disk, so
 //! whatever was acknowledged outlives `kill -9` and, where the disk keeps its word, a loss of power.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,7 +70,8 @@ impl Sqlite {
         let sqlite = |operation| move |source| Error::Sqlite { operation, path: path.to_owned(), source };
         // Functions' environments lie in it; SQLite gives its other files the mode of this one.
         let made = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
-        made.map_err(|source| Error::Create { path: path.to_owned(), source })?;
+        let closed = made.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)));
+        closed.map_err(|source| Error::Create { path: path.to_owned(), source })?;
         let mut connection = Connection::open(path).map_err(sqlite("open"))?;
         identify(&connection, path)?;
         configure(&connection).map_err(sqlite("configure"))?;

@@ -54,23 +54,26 @@ fn parts(template: Template) -> Vec<Part> {
     }
 }
 
-/// C and D that fit what a template's runtime does with a small event.
-const fn bounds(template: Template) -> (&'static str, &'static str) {
+/// r, C and D that fit what a template's runtime does with a small event, and a machine of one core.
+const fn terms(template: Template) -> (&'static str, &'static str, &'static str) {
     match template {
-        Template::Python | Template::Nodejs | Template::Rust => ("20ms", "100ms"),
+        Template::Python | Template::Nodejs | Template::Rust => ("10/s", "20ms", "100ms"),
         // Starting curl twice is most of it.
-        Template::ProvidedSh => ("80ms", "250ms"),
+        Template::ProvidedSh => ("2/s", "80ms", "250ms"),
     }
 }
 
+/// Stands for the function's name in a template; no text of any language.
+const NAME: &str = "__NAME__";
+
 fn fill(content: &str, name: &FunctionName) -> String {
-    content.replace("{name}", name.as_str())
+    content.replace(NAME, name.as_str())
 }
 
 /// The text of a template's `takt.toml`.
 fn takt_toml(template: Template, content: &str, name: &FunctionName) -> String {
-    let (run, deadline) = bounds(template);
-    let guarantee = GUARANTEE.replace("{run}", run).replace("{deadline}", deadline);
+    let (rate, run, deadline) = terms(template);
+    let guarantee = GUARANTEE.replace("{rate}", rate).replace("{run}", run).replace("{deadline}", deadline);
     format!("{}{guarantee}", fill(content, name))
 }
 

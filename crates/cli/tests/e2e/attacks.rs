@@ -48,7 +48,7 @@ fn keys_and_environments_are_their_owners_alone() {
     let data = home.path().join("node");
     let node = Node::start(&data, &[]);
     let keys = data.join("keys.json");
-    for private in [&data, &keys, &data.join("store.sqlite")] {
+    for private in [&data, &keys, &data.join("store.sqlite3")] {
         assert_eq!(std::fs::metadata(private).unwrap().permissions().mode() & 0o077, 0, "{}", private.display());
     }
     node.stop();
@@ -66,6 +66,27 @@ fn two_nodes_do_not_share_a_data_directory() {
     let second = takt_command(&data).args(["serve", "--listen", &format!("127.0.0.1:{}", free_port())]).output().unwrap();
     assert_eq!(second.status.code(), Some(1), "{second:?}");
     assert!(String::from_utf8_lossy(&second.stderr).contains("another node"), "{second:?}");
+    node.stop();
+}
+
+#[test]
+fn a_node_that_listens_everywhere_asks_for_its_key_everywhere() {
+    let home = TempDir::new().unwrap();
+    let node = Node::start_on(&format!("0.0.0.0:{}", free_port()), &home.path().join("node"), &[]);
+    node.python("mine", "", ECHO);
+    for address in addresses_of_this_machine().iter().filter_map(|it| it.parse::<std::net::Ipv4Addr>().ok()) {
+        let address = std::net::SocketAddr::from((address, node.address.port()));
+        if std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(1)).is_err() {
+            continue;
+        }
+        let closed = request(address, "GET /v1/functions", &[], b"");
+        assert!(matches!(closed.status, 401 | 403), "{address}: {closed:?}");
+        let bearer = format!("Bearer {}", node.token);
+        let opened = request(address, "GET /v1/functions", &[("Authorization", &bearer)], b"");
+        assert_eq!(opened.status, 200, "{address}: {opened:?}");
+        let rebound = request(address, "GET /v1/functions", &[("Authorization", &bearer), ("Host", "evil.example")], b"");
+        assert_eq!(rebound.status, 403, "{address}: {rebound:?}");
+    }
     node.stop();
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::{ECHO, Node, takt_command};
+use super::support::{ECHO, Node, takt_command, wait_until};
 
 fn audit(data: &Path) -> Value {
     let output = takt_command(data).args(["audit", "--json"]).arg(data).output().unwrap();
@@ -58,7 +58,7 @@ fn mixed_load(node: &Node) {
     node.python("excess", &terms("1/min", ""), ECHO);
     node.python("strict", &terms("1/min", "overflow = \"reject\"\n"), ECHO);
     node.python("slow", &terms("4/s", "burst = 2\ncpu = 0.1\n"), SLEEPER);
-    node.python("held", &terms("2/s", "lead = \"200ms\"\n"), ECHO);
+    node.python("held", &terms("2/s", "burst = 4\nlead = \"200ms\"\n"), ECHO);
     for n in 0..4 {
         assert_eq!(node.invoke("excess", &json!(n)).status, 200);
         node.invoke("strict", &json!(n));
@@ -69,8 +69,13 @@ fn mixed_load(node: &Node) {
     let answer = node.request("POST", &format!("/v1/leases/{}", lease(node)), &[], b"5");
     assert_eq!((answer.status, answer.text()), (200, "5".to_owned()), "{answer:?}");
     assert_eq!((answer.header("x-takt-class"), answer.header("x-takt-conforming")), ("guaranteed", "true"));
-    let unknown = node.request("POST", "/v1/leases/4294967295", &[], b"5");
-    assert_eq!(unknown.status, 404, "{unknown:?}");
+    for gone in [lease(node) + 1_000, u64::MAX] {
+        let unknown = node.request("POST", &format!("/v1/leases/{gone}"), &[], b"5");
+        assert_eq!(unknown.status, 404, "{unknown:?}");
+    }
+    wait_until("the unused lease to be accounted as waste", || {
+        node.get("/v1/functions/held/guarantee")["counters"]["held"] != "0ns"
+    });
 }
 
 #[test]

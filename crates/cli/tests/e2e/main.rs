@@ -27,3 +27,5 @@ mod redeploy;
 mod restart;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tool;

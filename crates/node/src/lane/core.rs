@@ -30,9 +30,9 @@ use crate::probe::Gap;
 
 /// Gaps kept as an explanation of delays.
 const GAPS_MAX: usize = 64;
-/// Excess of one function per second, and at once, that a lane judges.
-const EXCESS_PER_SECOND: u32 = 200;
-const EXCESS_AT_ONCE: u32 = 100;
+/// Excess of one function that a lane judges: a fifth of what admission accounts for, and at once no more than this.
+const EXCESS_PART: u32 = 5;
+const EXCESS_AT_ONCE_MAX: u32 = 100;
 /// How many leases may wait for their instance at once.
 const LEASES_MAX: usize = 1_000;
 
@@ -276,12 +276,13 @@ impl<M: Machine> Core<M> {
 
     fn install(&mut self, deployment: Deployment, image: Arc<Image>, done: oneshot::Sender<Installed>) {
         let (key, version) = (deployment.function, deployment.version);
+        let excess = self.front.excess_per_second.div_ceil(EXCESS_PART);
         let function = self.functions.entry(key).or_insert_with(|| Function {
             images: BTreeMap::new(),
             deployment: deployment.clone(),
             installing: None,
             serving: None,
-            excess: Budget::new(EXCESS_PER_SECOND, EXCESS_AT_ONCE),
+            excess: Budget::new(excess, excess.min(EXCESS_AT_ONCE_MAX)),
             failure: String::new(),
             held: Duration::ZERO,
             used: Duration::ZERO,

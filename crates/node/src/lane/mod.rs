@@ -52,8 +52,6 @@ pub(crate) const ACCEPTS_PER_SECOND: u32 = 500;
 const ACCEPTS_AT_ONCE: u32 = 100;
 /// The pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
-/// Excess that admission accounts for. A function's own budget is a part of it (see `core`).
-pub(crate) const EXCESS_PER_SECOND: u32 = 1_000;
 
 /// Everything a lane's thread starts with.
 pub(crate) struct Start<M> {

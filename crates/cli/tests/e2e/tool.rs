@@ -1,0 +1,119 @@
+//! The tool against a running node: from an empty folder to a function, its logs, a load, a backup.
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::support::{ECHO, Node, assert_exit, find, takt_command, wait_until};
+
+fn node(home: &TempDir) -> Node {
+    Node::start(&home.path().join("node"), &[])
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn every_template_becomes_a_guaranteed_function() {
+    let home = TempDir::new().unwrap();
+    let node = node(&home);
+    let folder = home.path().to_string_lossy().into_owned();
+    let greeting = "Hello, you!";
+    for (template, needed, said) in
+        [("python", "python3", greeting), ("nodejs", "node", greeting), ("provided-sh", "curl", r#"{"name": "you"}"#)]
+    {
+        if find(needed).is_none() {
+            println!("skipped: template {template} (there is no `{needed}`)");
+            continue;
+        }
+        assert_exit(&node.takt(&["new", template, "--template", template, "--in", &folder]), 0);
+        let deployed = node.takt_json(&["deploy", &format!("{folder}/{template}")]);
+        assert_eq!(deployed["standing"], "guaranteed", "{deployed}");
+        let called = node.takt(&["invoke", template, "--data", r#"{"name": "you"}"#]);
+        assert_exit(&called, 0);
+        assert!(text(&called.stdout).contains(said), "{called:?}");
+        assert_exit(&node.takt(&["delete", template]), 0);
+    }
+    let none = node.takt(&["list"]);
+    assert!(text(&none.stdout).starts_with("No functions yet"), "{none:?}");
+    node.stop();
+}
+
+#[test]
+fn logs_a_load_and_a_look_at_the_node() {
+    let home = TempDir::new().unwrap();
+    let node = node(&home);
+    let guarantee = "[guarantee]\nrate = \"20/s\"\nburst = 2\nmax_run_time = \"20ms\"\ndeadline = \"500ms\"\n";
+    let code = "import sys\n\ndef handler(event, context):\n    print('out', event)\n    print('err', event, file=sys.stderr)\n    return event\n";
+    node.python("loud", guarantee, code);
+    let called = node.takt(&["invoke", "loud", "--data", "7", "--log"]);
+    assert_exit(&called, 0);
+    assert_eq!(text(&called.stdout).trim(), "7");
+    assert!(text(&called.stderr).contains("out 7") && text(&called.stderr).contains("err 7"), "{called:?}");
+    wait_until("both lines in the log", || {
+        let log = text(&node.takt(&["logs", "loud"]).stdout);
+        log.contains("out 7") && log.contains("err 7")
+    });
+    let mut followed = takt_command(&node.data);
+    let mut followed =
+        followed.args(["logs", "loud", "--follow"]).env("TAKT_URL", node.url()).stdout(Stdio::piped()).spawn().unwrap();
+    let report: Value = node.takt_json(&["invoke", "loud", "--rate", "15/s", "--for", "2s", "--data", "8"]);
+    assert_eq!((&report["invocations"], &report["succeeded"]), (&json!(30), &json!(30)), "{report}");
+    assert_eq!((&report["by_class"]["guaranteed"], &report["conforming"]), (&json!(30), &json!(30)), "{report}");
+    followed.kill().unwrap();
+    let followed = followed.wait_with_output().unwrap();
+    assert!(text(&followed.stdout).contains("out 8"), "{followed:?}");
+
+    let top = text(&node.takt(&["top", "--once"]).stdout);
+    assert!(top.contains("loud") && top.contains("left for guarantees") && top.contains("20/s"), "{top}");
+    let seen = node.get("/v1/node");
+    assert_eq!((&seen["functions"], &seen["guarantees"], &seen["admission_stopped"]), (&json!(1), &json!(1), &json!(null)));
+    let metrics = node.request("GET", "/metrics", &[], b"").text();
+    assert!(metrics.contains("takt_invocations_total{function=\"loud\""), "{metrics}");
+    node.stop();
+}
+
+#[test]
+fn a_restored_backup_serves_what_was_promised() {
+    let home = TempDir::new().unwrap();
+    let node = node(&home);
+    node.python("kept", "[guarantee]\nrate = \"5/s\"\nmax_run_time = \"20ms\"\nstart_within = \"500ms\"\n", ECHO);
+    assert_eq!(node.invoke("kept", &json!(1)).json(), json!(1));
+    let (backup, again) = (home.path().join("backup"), home.path().join("again"));
+    assert_exit(&node.takt(&["backup", "make", &backup.to_string_lossy()]), 0);
+    node.stop();
+    let tool = |words: &[&str]| takt_command(home.path()).args(words).output().unwrap();
+    assert_exit(&tool(&["backup", "inspect", &backup.to_string_lossy()]), 0);
+    assert_exit(&tool(&["backup", "restore", &backup.to_string_lossy(), &again.to_string_lossy()]), 0);
+    let node = Node::start(&again, &[]);
+    let answer = node.invoke("kept", &json!(2));
+    assert_eq!((answer.json(), answer.header("x-takt-class")), (json!(2), "guaranteed"));
+    node.stop();
+}
+
+#[test]
+fn a_guarantee_is_set_and_withdrawn_while_the_function_serves() {
+    let home = TempDir::new().unwrap();
+    let node = node(&home);
+    node.python(
+        "plain",
+        "[environment]\nCOLOUR = \"blue\"\n",
+        "import os\n\ndef handler(event, context):\n    return os.environ['COLOUR']\n",
+    );
+    assert_eq!(node.invoke("plain", &json!(1)).header("x-takt-class"), "best-effort");
+    let set =
+        node.takt_json(&["guarantee", "set", "plain", "--rate", "5/s", "--max-run-time", "20ms", "--start-within", "500ms"]);
+    assert_eq!(set["rate"], "5/s");
+    let answer = node.invoke("plain", &json!(1));
+    assert_eq!((answer.header("x-takt-class"), answer.json()), ("guaranteed", json!("blue")));
+    let explained = node.takt(&["guarantee", "explain", "plain"]);
+    assert_exit(&explained, 0);
+    assert!(text(&explained.stdout).contains("5/s"), "{explained:?}");
+    assert_exit(&node.takt(&["guarantee", "withdraw", "plain"]), 0);
+    let answer = node.invoke("plain", &json!(1));
+    assert_eq!((answer.header("x-takt-class"), answer.json()), ("best-effort", json!("blue")));
+    assert_exit(&node.takt(&["guarantee", "show", "plain"]), 1);
+    node.stop();
+}
