@@ -498,7 +498,8 @@ impl<M: Machine> Core<M> {
             return;
         }
         // Random, so that a lease of before a restart names nothing now.
-        let lease = LeaseId(rand::RngExt::random(&mut self.rng));
+        // 53 bits: JavaScript reads larger numbers inexactly.
+        let lease = LeaseId(rand::RngExt::random::<u64>(&mut self.rng) >> 11);
         self.leases.insert(lease, (function, done));
         self.event(Event::PreInvoke { lease, function, lead });
     }
