@@ -32,6 +32,7 @@ pub enum Command {
     Audit(AuditArgs),
     Backup(BackupArgs),
     Env(EnvArgs),
+    Demo(DemoArgs),
     #[command(hide = true)]
     Internal(InternalArgs),
 }
@@ -440,6 +441,54 @@ pub struct EnvArgs {
     pub node: NodeArgs,
 }
 
+/// Show what a guarantee is worth, on a node of its own that is gone afterwards.
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    #[command(subcommand)]
+    pub which: Demo,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Demo {
+    Traffic(TrafficArgs),
+}
+
+/// A road camera watched by two functions: alone, beside a neighbour that floods the machine, and so without a guarantee.
+///
+/// One function looks twice a second; while something happens on the road, every picture goes to a second one that detects
+/// and tracks, with 100 ms for each. The demonstration starts a node of its own, deploys both, shows the same clip three
+/// times, prints what was seen and what was on time, and writes a report with plots.
+#[derive(Args, Debug)]
+pub struct TrafficArgs {
+    /// A motion JPEG file or http:// stream in place of the generated highway.
+    #[arg(long, value_name = "SOURCE")]
+    pub video: Option<String>,
+
+    /// Length of the clip, 10 to 600; of a video at most so much is taken.
+    #[arg(long, value_name = "N", default_value_t = 28, value_parser = clap::value_parser!(u32).range(10..=600))]
+    pub seconds: u32,
+
+    /// Pictures per second of the video.
+    #[arg(long, value_name = "N", default_value_t = 25, requires = "video", value_parser = clap::value_parser!(u32).range(5..=50))]
+    pub fps: u32,
+
+    /// What the generated highway is made from.
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    pub seed: u64,
+
+    /// Where the report is written.
+    #[arg(long, value_name = "FILE.html", default_value = "takt-traffic.html")]
+    pub report: PathBuf,
+
+    /// Also write the plot of start times as a picture of its own.
+    #[arg(long, value_name = "FILE.svg")]
+    pub picture: Option<PathBuf>,
+
+    /// Open the report in the browser (xdg-open).
+    #[arg(long)]
+    pub open: bool,
+}
+
 /// What takt starts itself for.
 #[derive(Args, Debug)]
 pub struct InternalArgs {
@@ -451,8 +500,38 @@ pub struct InternalArgs {
 pub enum InternalRole {
     /// Start instances for the node that started this process.
     Launcher,
+    /// Run a node that ends when the process that started it does.
+    Node(ServeArgs),
+    /// Be an instance of a demonstration's function.
+    Function {
+        /// Which one: watch, detect or burn.
+        role: String,
+    },
+    /// Flood a function of a node until standard input ends, then say what came of it.
+    Neighbour(NeighbourArgs),
     /// Print the command-line reference.
     Docs,
+}
+
+#[derive(Args, Debug)]
+pub struct NeighbourArgs {
+    /// The function.
+    pub name: FunctionName,
+
+    /// The event of every invocation.
+    #[arg(long, value_name = "JSON")]
+    pub data: String,
+
+    /// Connections that each ask again as soon as they are answered.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub connections: u16,
+
+    /// Beside them, invocations at this rate whatever becomes of the ones before.
+    #[arg(long)]
+    pub rate: Rate,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
 }
 
 #[cfg(test)]

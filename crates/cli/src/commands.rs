@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod backup;
 pub mod delete;
+pub mod demo;
 pub mod deploy;
 pub mod env;
 pub mod guarantee;

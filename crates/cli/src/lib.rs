@@ -13,7 +13,6 @@ pub mod admission;
 pub mod args;
 pub mod client;
 pub mod commands;
-#[expect(dead_code, reason = "its command follows")]
 mod demo;
 pub mod dev;
 pub mod exit;
@@ -22,6 +21,7 @@ pub mod load;
 pub mod output;
 pub mod package;
 pub mod reference;
+mod scratch;
 pub mod top;
 
 use args::{Cli, Command};
@@ -40,7 +40,8 @@ pub fn main() -> ExitCode {
         }
     };
     let format = if cli.json { Format::Json } else { Format::Human };
-    if !matches!(cli.command, Command::Serve(_) | Command::Internal(_)) {
+    // These have things to stop and remove however they end.
+    if !matches!(cli.command, Command::Serve(_) | Command::Demo(_) | Command::Internal(_)) {
         // Where this cannot be set, output that nobody reads ends the command with an error instead of silently.
         let _ = node::end_with_the_reader();
     }
@@ -66,9 +67,10 @@ fn run(command: Command, format: Format) -> anyhow::Result<ExitCode> {
         Command::Top(args) => commands::top::run(&args, format),
         Command::Audit(args) => commands::audit::run(&args, format),
         Command::Backup(args) => commands::backup::run(&args, format),
+        Command::Demo(args) => commands::demo::run(&args, format),
         Command::Env(args) => commands::env::run(&args, format),
         // Its roles have exit codes of their own.
-        Command::Internal(args) => return Ok(commands::internal::run(&args)),
+        Command::Internal(args) => return Ok(commands::internal::run(&args, format)),
     };
     exit.map(ExitCode::from)
 }

@@ -61,6 +61,11 @@ impl Progress {
         self.bar.inc(1);
     }
 
+    /// So many things are done.
+    pub fn reach(&self, done: u64) {
+        self.bar.set_position(done);
+    }
+
     /// The next thing is waited for.
     pub fn step(&self, message: &'static str) {
         self.bar.set_message(message);

@@ -7,15 +7,16 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Cursor, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use model::Runtime;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
+
+use crate::scratch::Scratch;
 
 /// Names that stay out of the package, one a line; a line is a path inside the folder.
 pub const IGNORE_FILE: &str = ".taktignore";
@@ -29,35 +30,6 @@ const MAX_DEPTH: usize = 32;
 
 /// Left out because it is made again: by Python as it runs, by npm from package.json.
 const MADE_AGAIN: [(&str, Option<&str>); 2] = [("__pycache__", None), (NODE_MODULES, Some("package.json"))];
-
-/// A folder for temporary files; removed when dropped.
-#[derive(Debug)]
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // A leftover in the folder for temporary files harms nobody; the system clears it.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-impl Scratch {
-    /// A new folder that only its owner can read.
-    fn new() -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let parent = std::env::temp_dir();
-        for _ in 0..1000 {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let folder = parent.join(format!("takt-package-{}-{number}", std::process::id()));
-            match fs::DirBuilder::new().mode(0o700).create(&folder) {
-                Ok(()) => return Ok(Self(folder)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot make {}", folder.display())),
-            }
-        }
-        bail!("no free name for a folder in {}", parent.display())
-    }
-}
 
 /// Dependencies that were installed, so that the next package of the same folder with the same manifest takes them as they
 /// are: what makes a redeployment quick.
@@ -112,8 +84,8 @@ pub struct Staging {
 impl Staging {
     /// Copies a function folder and adds what it names as dependencies.
     pub fn prepare(source: &Path, runtime: Runtime, dependencies: &mut Dependencies) -> Result<Self> {
-        let staging = Self { folder: Scratch::new()? };
-        let folder = &staging.folder.0;
+        let staging = Self { folder: Scratch::new("package")? };
+        let folder = staging.folder.path();
         copy(source, &list(source, &ignored(source)?)?, folder)?;
         let installer = match runtime {
             Runtime::Python if names_packages(&folder.join(PIP.manifests[0]))? => PIP,
@@ -127,12 +99,12 @@ impl Staging {
 
     /// The archive of everything in the folder. Errors above AWS's limits of 50 MiB zipped and 250 MiB unpacked.
     pub fn zip(&self) -> Result<Vec<u8>> {
-        let mut files = list_packed(&self.folder.0)?;
+        let mut files = list_packed(self.folder.path())?;
         files.sort();
         let mut unpacked = 0;
         let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
         for file in files {
-            let path = self.folder.0.join(&file);
+            let path = self.folder.path().join(&file);
             let metadata = fs::metadata(&path).with_context(|| format!("cannot inspect {}", file.display()))?;
             unpacked += metadata.len();
             if MAX_UNPACKED_BYTES < unpacked {
@@ -170,11 +142,11 @@ impl Dependencies {
         }
         let known = self.installed.get(source).is_some_and(|installed| installed.manifest == manifest);
         if !known {
-            let folder = Scratch::new()?;
-            install(staging, installer, &folder.0)?;
+            let folder = Scratch::new("package")?;
+            install(staging, installer, folder.path())?;
             self.installed.insert(source.to_owned(), Installed { manifest, folder });
         }
-        Ok(&self.installed[source].folder.0)
+        Ok(self.installed[source].folder.path())
     }
 }
 
@@ -354,7 +326,7 @@ mod tests {
     fn a_staging_folder_does_not_stay() {
         let folder = folder(&[("a", "a")]);
         let staging = Staging::prepare(folder.path(), Runtime::Provided, &mut Dependencies::default()).unwrap();
-        let path = staging.folder.0.clone();
+        let path = staging.folder.path().to_owned();
         assert!(path.exists());
         drop(staging);
         assert!(!path.exists());

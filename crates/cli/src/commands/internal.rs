@@ -2,18 +2,39 @@
 
 use std::process::ExitCode;
 
-use crate::args::{InternalArgs, InternalRole};
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use crate::args::{InternalArgs, InternalRole, ServeArgs};
+use crate::commands::serve;
+use crate::demo::{neighbour, traffic};
 use crate::exit::Exit;
+use crate::output::{self, Format};
 use crate::reference;
 
 /// Takes the role that the hidden command names.
 #[must_use]
-pub fn run(args: &InternalArgs) -> ExitCode {
-    match &args.role {
-        InternalRole::Launcher => node::become_launcher(),
+pub fn run(args: &InternalArgs, format: Format) -> ExitCode {
+    let done = match &args.role {
+        InternalRole::Launcher => return node::become_launcher(),
+        InternalRole::Node(args) => dependent_node(args, format),
+        InternalRole::Function { role } => traffic::become_function(role).map(|()| Exit::Ok),
+        InternalRole::Neighbour(args) => neighbour::main(args).map(|()| Exit::Ok),
         InternalRole::Docs => {
             print!("{}", reference::markdown());
-            Exit::Ok.into()
+            Ok(Exit::Ok)
         }
-    }
+    };
+    done.map_or_else(
+        |error| {
+            output::error(format, &error);
+            Exit::Error.into()
+        },
+        ExitCode::from,
+    )
+}
+
+fn dependent_node(args: &ServeArgs, format: Format) -> Result<Exit> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM)).context("cannot tie the node to its parent")?;
+    serve::run(args, format)
 }

@@ -1,3 +1,5 @@
-//! Demonstrations: complete workloads with their own functions, input and report.
+//! Demonstrations, and what they share.
 
+pub(crate) mod neighbour;
+pub(crate) mod own_node;
 pub(crate) mod traffic;

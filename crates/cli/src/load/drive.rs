@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use http::response::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -132,7 +133,7 @@ pub struct Drive {
 }
 
 /// A connection that can carry a request.
-type Line = SendRequest<Full<Bytes>>;
+pub(crate) type Line = SendRequest<Full<Bytes>>;
 
 /// How one exchange ended, and the connection where it can be used again.
 type Exchanged = (Sample, Option<Line>);
@@ -211,9 +212,15 @@ impl Drive {
             let (address, results) = (self.target.client.address.clone(), self.target.results);
             let (patience, clock, sent) = (self.patience, beat.clock(), beat.now());
             pool.exchanges.spawn(async move {
-                let exchange = exchange(line, &address, request, results);
+                let exchange = exchange(line, &address, request);
                 let (outcome, line) = match tokio::time::timeout(patience, exchange).await {
-                    Ok(Ok((answered, line))) => (Outcome::Answered(answered), line),
+                    Ok(Ok((head, body, line))) => {
+                        let kept = match results {
+                            Results::Dropped => None,
+                            Results::Kept => Some(body),
+                        };
+                        (Outcome::Answered(Answered::read(head.status, &head.headers, kept)), line)
+                    }
                     Ok(Err(error)) => (Outcome::Broken(format!("{error:#}")), None),
                     Err(_elapsed) => (Outcome::Unanswered, None),
                 };
@@ -253,13 +260,12 @@ async fn next_before<B: Beat>(intended: Duration, pool: &mut Pool, beat: &mut B)
     }
 }
 
-/// One request and its whole answer, on `line` or on a new connection.
-async fn exchange(
+/// One request and its whole answer, on `line` or on a new connection, and the connection where it can be used again.
+pub(crate) async fn exchange(
     line: Option<Line>,
     address: &Address,
     request: Request<Full<Bytes>>,
-    results: Results,
-) -> Result<(Answered, Option<Line>)> {
+) -> Result<(Parts, Bytes, Option<Line>)> {
     let mut line = match line {
         Some(line) => line,
         None => open(address).await?,
@@ -268,13 +274,8 @@ async fn exchange(
     let (head, body) = response.into_parts();
     let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?.to_bytes();
-    let kept = match results {
-        Results::Dropped => None,
-        Results::Kept => Some(body),
-    };
-    let answered = Answered::read(head.status, &head.headers, kept);
     let reusable = line.ready().await.is_ok();
-    Ok((answered, reusable.then_some(line)))
+    Ok((head, body, reusable.then_some(line)))
 }
 
 #[expect(clippy::disallowed_methods, reason = "hyper's half of a connection ends with the half that is held here")]

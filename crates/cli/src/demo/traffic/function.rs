@@ -1,10 +1,12 @@
-//! The two functions as instances: this binary started again, speaking the Lambda Runtime API.
+//! The functions as instances: this binary started again, speaking the Lambda Runtime API.
 //!
 //! One invocation at a time over one connection that is kept; when it breaks, it is opened anew for the next invocation.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::{detect, watch};
@@ -14,7 +16,7 @@ const MAX_PAYLOAD_BYTES: usize = 6 * 1024 * 1024;
 const MAX_HEAD_BYTES: u64 = 16 * 1024;
 const BASE: &str = "/2018-06-01/runtime/invocation";
 
-/// Which of the two functions an instance is.
+/// Which of the camera's two functions something is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Role {
@@ -27,24 +29,12 @@ pub(crate) enum Role {
 pub(crate) enum Error {
     #[error("AWS_LAMBDA_RUNTIME_API is not set: this process is started by a node as an instance")]
     NotAnInstance,
-    #[error("no function is called `{0}`; there are `watch` and `detect`")]
-    NoSuchRole(String),
+    #[error("no function is called `{0}`; there are `watch`, `detect` and `burn`")]
+    NoSuchHandler(String),
     #[error("the Runtime API at {address}")]
     Connection { address: String, source: std::io::Error },
     #[error("the Runtime API at {address} answered {what}")]
     Answer { address: String, what: String },
-}
-
-impl std::str::FromStr for Role {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "watch" => Ok(Self::Watch),
-            "detect" => Ok(Self::Detect),
-            other => Err(Error::NoSuchRole(other.to_owned())),
-        }
-    }
 }
 
 impl Role {
@@ -55,7 +45,40 @@ impl Role {
             Self::Detect => "detect",
         }
     }
+}
 
+/// What an instance does with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Handler {
+    Watch,
+    Detect,
+    /// The neighbour's: uses the processor for as long as it is told.
+    Burn,
+}
+
+/// What the neighbour's function is asked.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Burn {
+    /// Processor time to use, in milliseconds, up to a second.
+    pub(crate) cpu_ms: u64,
+}
+
+const MAX_BURN_MS: u64 = 1_000;
+
+impl std::str::FromStr for Handler {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "watch" => Ok(Self::Watch),
+            "detect" => Ok(Self::Detect),
+            "burn" => Ok(Self::Burn),
+            other => Err(Error::NoSuchHandler(other.to_owned())),
+        }
+    }
+}
+
+impl Handler {
     /// Handles one event.
     ///
     /// # Errors
@@ -64,25 +87,35 @@ impl Role {
         Ok(match self {
             Self::Watch => serde_json::to_vec(&watch::watch(&serde_json::from_slice(event)?)?)?,
             Self::Detect => serde_json::to_vec(&detect::detect(&serde_json::from_slice(event)?)?)?,
+            Self::Burn => serde_json::to_vec(&burn(serde_json::from_slice(event)?))?,
         })
     }
+}
+
+fn burn(wanted: Burn) -> Burn {
+    let wanted = Burn { cpu_ms: wanted.cpu_ms.min(MAX_BURN_MS) };
+    let until = thread_cpu() + Duration::from_millis(wanted.cpu_ms);
+    while thread_cpu() < until {
+        std::hint::black_box((0..1_000_u64).fold(0_u64, |sum, value| sum.rotate_left(5) ^ value));
+    }
+    wanted
 }
 
 /// Serves invocations until the Runtime API is gone.
 ///
 /// # Errors
 /// A missing `AWS_LAMBDA_RUNTIME_API`, and a Runtime API that cannot be reached or understood.
-pub(crate) fn main(role: Role) -> Result<(), Error> {
+pub(crate) fn main(handler: Handler) -> Result<(), Error> {
     let address = std::env::var("AWS_LAMBDA_RUNTIME_API").map_err(|_| Error::NotAnInstance)?;
-    serve(role, &address)
+    serve(handler, &address)
 }
 
-fn serve(role: Role, address: &str) -> Result<(), Error> {
+fn serve(handler: Handler, address: &str) -> Result<(), Error> {
     let mut api = Api::connect(address)?;
     loop {
         let invocation = api.next()?;
         let started_ns = monotonic_ns();
-        match role.handle(&invocation.event) {
+        match handler.handle(&invocation.event) {
             Ok(result) => api.respond(&invocation.id, &result, started_ns)?,
             Err(error) => api.fail(&invocation.id, &error, started_ns)?,
         }
@@ -91,9 +124,18 @@ fn serve(role: Role, address: &str) -> Result<(), Error> {
 
 /// The clock that the node stamps arrivals with.
 fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let part = |value: i64| u64::try_from(value).unwrap_or(0);
-    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+    u64::try_from(read(ClockId::Monotonic).as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Processor time that this thread has used.
+pub(crate) fn thread_cpu() -> Duration {
+    read(ClockId::ThreadCPUTime)
+}
+
+fn read(clock: ClockId) -> Duration {
+    let now = clock_gettime(clock);
+    // Neither clock is ever negative.
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 struct Invocation {
@@ -244,7 +286,7 @@ mod tests {
     fn an_instance_answers_and_reports_errors_and_ends_with_its_node() {
         let node = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = node.local_addr().unwrap().to_string();
-        let instance = std::thread::spawn(move || serve(Role::Detect, &address));
+        let instance = std::thread::spawn(move || serve(Handler::Detect, &address));
         let mut peer = BufReader::new(node.accept().unwrap().0);
         let event = "{\"index\":1}";
         let invocation =

@@ -66,22 +66,6 @@ impl Grey {
         }
         Ok(Self { width, height, pixels })
     }
-
-    /// The picture at half its size, each pixel the mean of four. An odd last row or column is left out.
-    #[must_use]
-    pub(crate) fn halved(&self) -> Self {
-        let (width, height) = (self.width / 2, self.height / 2);
-        let mut pixels = Vec::with_capacity(width * height);
-        for y in 0..height {
-            let upper = &self.pixels[2 * y * self.width..][..2 * width];
-            let lower = &self.pixels[(2 * y + 1) * self.width..][..2 * width];
-            pixels.extend(upper.chunks_exact(2).zip(lower.chunks_exact(2)).map(|(a, b)| {
-                let sum = u16::from(a[0]) + u16::from(a[1]) + u16::from(b[0]) + u16::from(b[1]);
-                u8::try_from((sum + 2) / 4).unwrap_or(u8::MAX)
-            }));
-        }
-        Self { width, height, pixels }
-    }
 }
 
 /// Writes a picture of red, green and blue bytes as JPEG.
@@ -103,12 +87,6 @@ impl Base64Jpeg {
     #[must_use]
     pub(crate) fn new(jpeg: &[u8]) -> Self {
         Self(STANDARD.encode(jpeg))
-    }
-
-    /// The text, for an address of the form `data:image/jpeg;base64,`.
-    #[must_use]
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
     }
 
     /// The brightness of the picture.

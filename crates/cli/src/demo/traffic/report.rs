@@ -3,15 +3,22 @@
 mod charts;
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use node::audit::Verdict;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::camera::{Clip, Run};
+use super::function::Role;
 use super::gate::Detected;
 use super::score::{Detections, Reserved, Score, Spread};
 use super::track::Finding;
 use super::watch::Found;
+use crate::demo::neighbour::Counts;
+use crate::output;
 
 /// Most event pictures shown per variant.
 const MOST_PICTURES: usize = 4;
@@ -23,6 +30,65 @@ pub(crate) struct Variant {
     pub(crate) name: String,
     pub(crate) run: Run,
     pub(crate) score: Score,
+    /// What the node's evidence proves; `None`: it ran without a guarantee.
+    pub(crate) proven: Option<Proven>,
+    pub(crate) resources: Resources,
+    /// What became of the neighbour's flood.
+    pub(crate) neighbour: Option<Counts>,
+}
+
+/// What the records prove of the camera's guaranteed functions, watcher and detector together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Proven {
+    pub(crate) arrivals: u64,
+    pub(crate) conforming: u64,
+    /// Violations by cause: steal, overrun, function, host-call, bug, unknown.
+    pub(crate) by_cause: [u64; 6],
+}
+
+impl Proven {
+    pub(crate) fn violations(&self) -> u64 {
+        self.by_cause.iter().sum()
+    }
+}
+
+impl std::ops::Sub for Proven {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        // Records only ever become more.
+        let mut by_cause = self.by_cause;
+        for (count, before) in by_cause.iter_mut().zip(before.by_cause) {
+            *count -= before;
+        }
+        Self { arrivals: self.arrivals - before.arrivals, conforming: self.conforming - before.conforming, by_cause }
+    }
+}
+
+/// Instance-seconds of the detector as the node counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Resources {
+    /// Instances stood ready, busy or not.
+    pub(crate) reserved_s: f64,
+    /// They ran invocations.
+    pub(crate) used_s: f64,
+}
+
+impl std::ops::Sub for Resources {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        // A redeployed function counts anew.
+        let since = |now: f64, before: f64| if before <= now { now - before } else { now };
+        Self { reserved_s: since(self.reserved_s, before.reserved_s), used_s: since(self.used_s, before.used_s) }
+    }
+}
+
+/// What the audit said of the evidence as a whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Evidence {
+    pub(crate) verdict: Verdict,
+    pub(crate) records: u64,
 }
 
 /// What the report tells.
@@ -31,35 +97,43 @@ pub(crate) struct Report<'a> {
     pub(crate) clip: &'a Clip,
     pub(crate) variants: &'a [Variant],
     pub(crate) reserved: Reserved,
+    /// The watcher's promised start delay in microseconds.
+    pub(crate) watch_within_us: u64,
     /// The guarantee as stated, and what the neighbour did; one line each, for people.
     pub(crate) guarantee: String,
     pub(crate) neighbour: String,
+    /// What the machine gave: level, tolerance, the camera's class.
+    pub(crate) conditions: String,
+    pub(crate) evidence: Evidence,
 }
 
 /// Writes the report.
 #[must_use]
 pub(crate) fn html(report: &Report<'_>) -> String {
     let mut page = String::with_capacity(256 * 1_024);
-    let source = escape(&report.clip.source);
+    let source = escape(&capital(&report.clip.source));
     page += &format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>Takt: traffic</title>\
          <style>{STYLE}</style></head><body><main><header><h1>A road camera on Takt</h1>\
          <p>{source}: {} pictures at {} per second. A watcher looks twice a second; while something happens, every \
          picture goes to a detector, each with a deadline. The same observation, {} ways.</p>\
-         <dl><dt>Guarantee</dt><dd>{}</dd><dt>Neighbour</dt><dd>{}</dd></dl></header>",
+         <dl><dt>Guarantee</dt><dd>{}</dd><dt>Neighbour</dt><dd>{}</dd><dt>Machine</dt><dd>{}</dd>\
+         <dt>Evidence</dt><dd>{}</dd></dl></header>",
         report.clip.pictures.len(),
         report.clip.fps,
         report.variants.len(),
         escape(&report.guarantee),
         escape(&report.neighbour),
+        escape(&report.conditions),
+        escape(&report.evidence.in_words()),
     );
     page += &summary(report);
-    page += "<section><h2>When the detector started on each picture</h2><p>One dot per full-rate picture: time from when \
-             it was due until the detector had it in hand. The dashed line is the promise. Dots on the upper edge: the \
-             answer never came.</p><div class=\"row\">";
+    page += "<section><h2>When the functions started on each picture</h2><p>One dot per full-rate picture: time from when \
+             it was due until the detector had it in hand. Rings are the watcher's looks. The dashed lines are the promises; \
+             what came later is red, and lies on the upper edge if no answer came at all.</p><div class=\"row\">";
     for variant in report.variants {
-        page += &figure(&variant.name, &charts::starts(variant, report.reserved));
+        page += &figure(&variant.name, &charts::starts(variant, report));
     }
     page += "</div></section><section><h2>How long an answer took</h2><p>Share of the full-rate pictures answered within \
              a time, counted from when each was due. The dashed line is the deadline.</p>";
@@ -76,39 +150,114 @@ pub(crate) fn html(report: &Report<'_>) -> String {
 /// The start times of all variants as a picture of its own (SVG with fixed colours), for a page that shows the result.
 #[must_use]
 pub(crate) fn picture(report: &Report<'_>) -> String {
-    charts::poster(report.variants, report.reserved)
+    charts::poster(report)
 }
 
 fn figure(caption: &str, svg: &str) -> String {
     format!("<figure><figcaption>{}</figcaption>{svg}</figure>", escape(caption))
 }
 
+/// The result for a terminal.
+#[must_use]
+pub(crate) fn text(report: &Report<'_>) -> String {
+    let rows: Vec<Vec<String>> =
+        rows(report).into_iter().map(|(name, values)| std::iter::once(name.to_owned()).chain(values).collect()).collect();
+    let names = report.variants.iter().map(|variant| variant.name.as_str());
+    let headings: Vec<&str> = std::iter::once("").chain(names).collect();
+    let facts = [
+        ("guarantee", report.guarantee.clone()),
+        ("neighbour", report.neighbour.clone()),
+        ("machine", report.conditions.clone()),
+        ("evidence", report.evidence.in_words()),
+    ];
+    let facts: String = facts.iter().map(|(name, fact)| format!("{name}: {fact}\n")).collect();
+    format!("{}\n{facts}{VALUE_NOTE}\n", output::table(&headings, &rows))
+}
+
+/// The fields of `takt demo traffic --json`.
+pub(crate) fn document(report: &Report<'_>, granted: &Value, path: &Path) -> anyhow::Result<Value> {
+    let mut variants = Vec::new();
+    for variant in report.variants {
+        let detected = variant.run.summary.detected.iter().map(|it| (it.finding, it.first, it.last));
+        variants.push(json!({
+            "name": variant.name,
+            "score": serde_json::to_value(&variant.score)?,
+            "detected": detected.map(|it| json!(it)).collect::<Vec<_>>(),
+            "open": variant.run.summary.open,
+            "proven": serde_json::to_value(variant.proven)?,
+            "resources": serde_json::to_value(variant.resources)?,
+            "neighbour": serde_json::to_value(variant.neighbour)?,
+        }));
+    }
+    Ok(json!({
+        "clip": { "source": report.clip.source, "pictures": report.clip.pictures.len(), "fps": report.clip.fps },
+        "guarantee": granted,
+        "machine": report.conditions,
+        "neighbour": report.neighbour,
+        "variants": variants,
+        "evidence": { "verdict": report.evidence.verdict, "records": report.evidence.records },
+        "report": path.display().to_string(),
+    }))
+}
+
+impl Evidence {
+    fn in_words(self) -> String {
+        let verdict = match self.verdict {
+            Verdict::Kept => "every promise was kept, and the records prove it",
+            Verdict::Missed => "some promises were missed; the records prove how many and why",
+            Verdict::Unproven => "records are missing, and what they would show is not known",
+            Verdict::Contradicted => "the records contradict themselves",
+        };
+        format!("{} records, audited after the node had stopped: {verdict}", self.records)
+    }
+}
+
+/// The result, one row per figure and one value per variant.
+fn rows(report: &Report<'_>) -> Vec<(&'static str, Vec<String>)> {
+    let mut rows: Vec<(&'static str, Vec<String>)> = Vec::new();
+    let mut row = |name, value: &dyn Fn(&Variant) -> String| rows.push((name, report.variants.iter().map(value).collect()));
+    row("Full-rate pictures sent", &|it| it.score.full_rate.to_string());
+    row("Of these on time", &|it| {
+        let score = &it.score;
+        if score.full_rate == 0 { dash() } else { format!("{} ({})", score.on_time, percent(score.on_time, score.full_rate)) }
+    });
+    row("Watcher's looks on time", &|it| {
+        let looks = || it.run.sent.iter().filter(|sent| sent.role == Role::Watch);
+        format!("{} of {}", looks().filter(|sent| sent.is_on_time()).count(), looks().count())
+    });
+    row("Violations, by the evidence", &|it| {
+        it.proven.map_or_else(|| "no guarantee".to_owned(), |proven| format!("{} of {}", proven.violations(), proven.conforming))
+    });
+    row("Start after due, p50 / p99 / worst", &|it| spread(it.score.start));
+    row("Answer after due, p50 / p99 / worst", &|it| spread(it.score.latency));
+    row("Events found", &|it| match &it.score.detections {
+        Some(detections) => events(detections),
+        None => format!("{} (truth unknown)", it.run.summary.detected.len()),
+    });
+    row("Seen after the event began", &|it| {
+        it.score.detections.as_ref().map_or_else(dash, |d| found_or_dash(d, format!("{:.2} s", d.begin_delay_s)))
+    });
+    row("Right boxes, over whole events", &|it| {
+        it.score.detections.as_ref().map_or_else(dash, |d| format!("{:.0} %", d.box_recall_whole * 100.0))
+    });
+    row("Instance-seconds ready / used", &|it| format!("{:.0} / {:.1}", it.resources.reserved_s, it.resources.used_s));
+    row("Neighbour: answered / turned away", &|it| {
+        it.neighbour.map_or_else(dash, |counts| format!("{} / {}", counts.answered, counts.refused + counts.broken))
+    });
+    row("Value per instance-second against the peak", &|it| {
+        it.score.value_ratio.map_or_else(dash, |ratio| format!("{ratio:.1}x"))
+    });
+    rows
+}
+
 fn summary(report: &Report<'_>) -> String {
-    let mut rows: Vec<(&str, Vec<String>)> = Vec::new();
-    let mut row = |name, value: &dyn Fn(&Score) -> String| {
-        rows.push((name, report.variants.iter().map(|variant| value(&variant.score)).collect()));
-    };
-    row("Full-rate pictures on time", &|s| {
-        format!("<b>{}</b> of {} ({})", s.on_time, s.full_rate, percent(s.on_time, s.full_rate))
-    });
-    row("Violations of the guarantee", &|s| if s.guaranteed == 0 { "no guarantee".to_owned() } else { s.violations.to_string() });
-    row("Start after due, p50 / p99 / worst", &|s| spread(s.start));
-    row("Answer after due, p50 / p99 / worst", &|s| spread(s.latency));
-    row("Events found", &|s| s.detections.as_ref().map_or_else(|| "truth unknown".to_owned(), events));
-    row("Seen after the event began", &|s| {
-        s.detections.as_ref().map_or_else(dash, |d| found_or_dash(d, format!("{:.2} s", d.begin_delay_s)))
-    });
-    row("Right boxes, over whole events", &|s| {
-        s.detections.as_ref().map_or_else(dash, |d| format!("{:.0} %", d.box_recall_whole * 100.0))
-    });
-    row("Value per instance-second against the peak", &|s| s.value_ratio.map_or_else(dash, |ratio| format!("{ratio:.1}x")));
     let mut table = String::from("<section><h2>In short</h2><div class=\"scroll\"><table><thead><tr><th></th>");
     for variant in report.variants {
         let _ = write!(table, "<th>{}</th>", escape(&variant.name));
     }
     table += "</tr></thead><tbody>";
-    for (name, values) in rows {
-        let cells: String = values.iter().map(|value| format!("<td>{value}</td>")).collect();
+    for (name, values) in rows(report) {
+        let cells: String = values.iter().map(|value| format!("<td>{}</td>", escape(value))).collect();
         let _ = write!(table, "<tr><th>{name}</th>{cells}</tr>");
     }
     table += "</tbody></table></div></section>";
@@ -145,8 +294,7 @@ fn sightings(report: &Report<'_>) -> String {
     let Some(variant) = report.variants.iter().find(|variant| !variant.run.summary.detected.is_empty()) else {
         return "<section><h2>Sightings</h2><p>Nothing was detected in any variant.</p></section>".to_owned();
     };
-    let mut section =
-        format!("<section><h2>Sightings</h2><p>{}.</p><div class=\"row pictures\">", escape(&capital(&variant.name)));
+    let mut section = format!("<section><h2>Sightings</h2><p>As seen {}.</p><div class=\"row pictures\">", escape(&variant.name));
     for detected in variant.run.summary.detected.iter().take(MOST_PICTURES) {
         let Some((index, found)) = telling(detected) else { continue };
         let at = usize::try_from(*index).unwrap_or(usize::MAX);
@@ -185,28 +333,31 @@ fn sighting(jpeg: &[u8], found: &Found) -> String {
 fn resources(report: &Report<'_>) -> String {
     let mut rows = String::new();
     for variant in report.variants {
-        let score = &variant.score;
+        let (score, resources) = (&variant.score, &variant.resources);
         let _ = write!(
             rows,
-            "<tr><th>{}</th><td>{:.1}</td><td>{:.1}</td><td>{:.2}</td><td>{:.3}</td><td>{}</td></tr>",
+            "<tr><th>{}</th><td>{:.1}</td><td>{:.1}</td><td>{:.1}</td><td>{:.2}</td><td>{:.3}</td><td>{}</td></tr>",
             escape(&variant.name),
             score.peak_instance_s,
             score.burst_instance_s,
-            score.used_instance_s,
+            resources.reserved_s,
+            resources.used_s,
             score.duty,
             score.value_ratio.map_or_else(dash, |ratio| format!("{ratio:.1}x")),
         );
     }
     format!(
         "<section><h2>What it costs</h2><p>Instance-seconds of the detector. Machines reserved for the peak are there all the \
-         time; a guarantee is needed while something happens. With a share Q of the pictures on time and the full rate needed \
-         for a share d of the time, the value per instance-second is Q/d times that of the reserved machines.</p>\
-         <div class=\"scroll\"><table><thead><tr><th></th><th>Peak, always</th><th>Bursts</th><th>Used</th><th>d</th>\
-         <th>Q/d</th></tr></thead><tbody>{rows}</tbody></table></div><p class=\"note\">d and Q are measured in this run. \
-         Real-time Serverless (WoSC'19) published “nearly 16x” for its own traffic monitoring; the two figures rest on \
-         different parameters and are not the same measurement.</p></section>"
+         time (K instances); a reservation for bursts is needed while something happens. What stood ready and what ran \
+         invocations is the node's own count. With a share Q of the pictures on time and the full rate needed for a share d of \
+         the time, the value per instance-second is Q/d times that of machines reserved for the peak.</p>\
+         <div class=\"scroll\"><table><thead><tr><th></th><th>Peak, always</th><th>Bursts</th><th>Ready</th><th>Used</th><th>d</th>\
+         <th>Q/d</th></tr></thead><tbody>{rows}</tbody></table></div><p class=\"note\">{VALUE_NOTE}</p></section>"
     )
 }
+
+const VALUE_NOTE: &str = "d and Q are measured in this run. Real-time Serverless (WoSC'19) published \u{201c}nearly 16x\u{201d} for its own \
+    traffic monitoring; the two figures rest on different parameters and are not the same measurement.";
 
 fn capital(text: &str) -> String {
     let mut letters = text.chars();
@@ -229,9 +380,9 @@ thead th{font-weight:600;border-bottom:2px solid var(--line)}tbody th{font-weigh
 .scroll{overflow-x:auto}.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:18px}\
 .pictures{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px}figcaption{font-weight:600;font-size:14px;margin-bottom:6px}\
 svg{display:block;width:100%;height:auto;font:11px system-ui,sans-serif}svg text{fill:var(--soft)}.axis{stroke:var(--line);stroke-width:1}\
-.promise{stroke:var(--promise);stroke-width:1.4;stroke-dasharray:5 4}.promise-text{fill:var(--promise)!important}\
+.promise{stroke:var(--promise);stroke-width:1.4;stroke-dasharray:5 4}.promise-text{fill:var(--promise)!important;stroke:var(--card);stroke-width:3px;paint-order:stroke}\
 .v0{fill:var(--a);stroke:var(--a)}.v1{fill:var(--b);stroke:var(--b)}.v2{fill:var(--c);stroke:var(--c)}.late{fill:var(--c)}\
-.curve{fill:none;stroke-width:2}.dot{stroke:none;fill-opacity:.7}.truth{fill:var(--soft);fill-opacity:.45}.bar{stroke:none;fill-opacity:.85}.open{stroke:none;fill-opacity:.25}\
+.ring{fill:none;stroke-width:1.2;stroke-opacity:.8}.late.ring{stroke:var(--c)}.ring{fill:none!important}.curve{fill:none!important;stroke-width:2}.dot{stroke:none;fill-opacity:.7}.truth{fill:var(--soft);fill-opacity:.45}.bar{stroke:none;fill-opacity:.85}.open{stroke:none;fill-opacity:.25}\
 .box{fill:none;stroke:#ffd23f;stroke-width:1.6}.halo{fill:none;stroke:#000;stroke-opacity:.55;stroke-width:3}.note{font-size:14px;margin-top:12px}";
 
 #[cfg(test)]
@@ -253,10 +404,22 @@ mod tests {
             let run = camera::tests::run(Duration::from_millis(takes), &clip).await;
             let undisturbed = reference.get_or_insert_with(|| run.clone());
             let score = score::score(&run, undisturbed, clip.truth.as_ref(), RESERVED);
-            variants.push(Variant { name: name.to_owned(), run, score });
+            let (proven, resources) = (Some(Proven::default()), Resources { reserved_s: 48.0, used_s: 2.5 });
+            variants.push(Variant { name: name.to_owned(), run, score, proven, resources, neighbour: None });
         }
         let (guarantee, neighbour) = ("25/s, each within 100 ms".to_owned(), "floods at 5x".to_owned());
-        let report = Report { clip: &clip, variants: &variants, reserved: RESERVED, guarantee, neighbour };
+        let evidence = Evidence { verdict: Verdict::Kept, records: 1_234 };
+        let conditions = "guarantees are hard".to_owned();
+        let report = Report {
+            clip: &clip,
+            variants: &variants,
+            reserved: RESERVED,
+            watch_within_us: 485_000,
+            guarantee,
+            neighbour,
+            conditions,
+            evidence,
+        };
         let page = html(&report);
         for wanted in ["25/s, each within 100 ms", "beside &lt;a&gt; flood", "data:image/jpeg;base64,", "nearly 16x", "1 of 1"] {
             assert!(page.contains(wanted), "{wanted}");
@@ -266,7 +429,7 @@ mod tests {
         }
         assert!(picture(&report).starts_with("<svg xmlns="));
         if let Some(folder) = std::env::var_os("TAKT_TEST_KEEP_REPORT") {
-            let folder = std::path::Path::new(&folder);
+            let folder = Path::new(&folder);
             std::fs::write(folder.join("report.html"), page).unwrap();
             std::fs::write(folder.join("picture.svg"), picture(&report)).unwrap();
         }

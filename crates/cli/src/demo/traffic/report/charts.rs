@@ -2,11 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::{Variant, escape};
+use super::{Report, Variant, capital, escape};
 use crate::demo::traffic::camera::{End, Sent};
 use crate::demo::traffic::function::Role;
 use crate::demo::traffic::scene::{Kind, Truth};
-use crate::demo::traffic::score::Reserved;
 use crate::demo::traffic::track::Finding;
 
 /// Times are drawn on a logarithmic axis from 0.1 ms to 10 s.
@@ -42,18 +41,18 @@ fn full_rate(variant: &Variant) -> impl Iterator<Item = &Sent> {
     variant.run.sent.iter().filter(|sent| sent.role == Role::Detect)
 }
 
-/// Start times of one variant's full-rate pictures against the promise.
-pub(super) fn starts(variant: &Variant, reserved: Reserved) -> String {
+/// Start times of one variant's pictures against the promises.
+pub(super) fn starts(variant: &Variant, report: &Report<'_>) -> String {
     let frame = Frame { left: 46.0, top: 8.0, width: 286.0, height: 200.0 };
     let mut svg = String::from("<svg viewBox=\"0 0 340 236\" role=\"img\">");
-    svg += &start_plot(&frame, variant, reserved);
+    svg += &start_plot(&frame, variant, report);
     svg += "</svg>";
     svg
 }
 
-fn start_plot(frame: &Frame, variant: &Variant, reserved: Reserved) -> String {
+fn start_plot(frame: &Frame, variant: &Variant, report: &Report<'_>) -> String {
     let mut svg = String::new();
-    let right = frame.left + frame.width;
+    let (right, bottom) = (frame.left + frame.width, frame.top + frame.height);
     for (ms, label) in DECADES {
         let y = frame.top + frame.height * (1.0 - (ms / DECADES[0].0).log10() / 5.0);
         let _ = write!(
@@ -64,28 +63,51 @@ fn start_plot(frame: &Frame, variant: &Variant, reserved: Reserved) -> String {
             y + 4.0
         );
     }
-    let pictures: Vec<&Sent> = full_rate(variant).collect();
-    for (position, sent) in pictures.iter().enumerate() {
-        let started = sent.start_us().or_else(|| (sent.end == End::Answered).then(|| sent.latency_us()));
-        let late = started.is_none_or(|start| reserved.start_within_us < start);
-        let y = started.map_or(frame.top + 3.0, |start| frame.y(start));
-        let class = if late { "late" } else { "v1" };
-        let x = frame.x((position as f64 + 0.5) / pictures.len().max(1) as f64);
-        let _ = write!(svg, "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.2\"/>");
+    let seconds = variant.run.pictures as f64 / f64::from(variant.run.fps.max(1));
+    for sent in &variant.run.sent {
+        svg += &dot(frame, sent, seconds, report);
     }
-    let y = frame.y(reserved.start_within_us);
-    let _ = write!(
-        svg,
-        "<line class=\"promise\" x1=\"{}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\"/><text class=\"promise-text\" x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\">promised: {} ms</text>\
-         <text x=\"{}\" y=\"{}\">{} full-rate pictures in order</text>",
+    svg += &promise(frame, report.watch_within_us, "watcher");
+    svg += &promise(frame, report.reserved.start_within_us, "promised: detector");
+    let count = full_rate(variant).count();
+    let _ =
+        write!(svg, "<text x=\"{0}\" y=\"{1}\">{count} full-rate pictures in {seconds:.0} s</text>", frame.left, bottom + 18.0);
+    if count == 0 {
+        let _ = write!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">no picture reached the detector</text>",
+            frame.x(0.5),
+            frame.top + frame.height * 0.75
+        );
+    }
+    svg
+}
+
+fn dot(frame: &Frame, sent: &Sent, seconds: f64, report: &Report<'_>) -> String {
+    let within = match sent.role {
+        Role::Detect => report.reserved.start_within_us,
+        Role::Watch => report.watch_within_us,
+    };
+    let started = sent.start_us().or_else(|| (sent.end == End::Answered).then(|| sent.latency_us()));
+    let late = started.is_none_or(|start| within < start);
+    let x = frame.x(sent.due_us as f64 / 1e6 / seconds.max(f64::MIN_POSITIVE));
+    let y = started.map_or(frame.top + 3.0, |start| frame.y(start));
+    match (sent.role, late) {
+        (Role::Detect, true) => format!("<circle class=\"dot late\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.2\"/>"),
+        (Role::Detect, false) => format!("<circle class=\"dot v1\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.2\"/>"),
+        (Role::Watch, true) => format!("<circle class=\"ring late\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.4\"/>"),
+        (Role::Watch, false) => format!("<circle class=\"ring v0\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.4\"/>"),
+    }
+}
+
+fn promise(frame: &Frame, within_us: u64, whose: &str) -> String {
+    let (y, right) = (frame.y(within_us), frame.left + frame.width);
+    format!(
+        "<line class=\"promise\" x1=\"{}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\"/><text class=\"promise-text\" x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\">{whose} {} ms</text>",
         frame.left,
         y - 5.0,
-        reserved.start_within_us as f64 / 1e3,
-        frame.left,
-        frame.top + frame.height + 18.0,
-        pictures.len()
-    );
-    svg
+        within_us as f64 / 1e3,
+    )
 }
 
 /// Cumulative share of the answers over time, all variants in one plot.
@@ -206,27 +228,31 @@ fn bar(class: &str, (from, to): (f64, f64), row: f64, text: &str) -> String {
 }
 
 /// The start plots of all variants side by side, with colours of their own.
-pub(super) fn poster(variants: &[Variant], reserved: Reserved) -> String {
+pub(super) fn poster(report: &Report<'_>) -> String {
+    let variants = report.variants;
     let width = 360.0 * variants.len() as f64;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} 290\" width=\"{width}\" height=\"290\"><style>\
          text{{font:11px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:#5d6871}}.title{{font-size:14px;font-weight:600;fill:#1c2126}}\
-         .axis{{stroke:#d9dee2}}.promise{{stroke:#8a5a00;stroke-width:1.4;stroke-dasharray:5 4}}.promise-text{{fill:#8a5a00}}\
-         .dot{{fill-opacity:.7}}.v1{{fill:#1d8a5f}}.late{{fill:#c2502a}}</style><rect width=\"{width}\" height=\"290\" fill=\"#fbfbf9\"/>"
+         .axis{{stroke:#d9dee2}}.promise{{stroke:#8a5a00;stroke-width:1.4;stroke-dasharray:5 4}}.promise-text{{fill:#8a5a00;stroke:#fbfbf9;stroke-width:3px;paint-order:stroke}}\
+         .dot{{fill-opacity:.7}}.dot.v1{{fill:#1d8a5f}}.dot.late{{fill:#c2502a}}.ring{{fill:none;stroke-width:1.2}}.ring.v0{{stroke:#1f6fb2}}.ring.late{{stroke:#c2502a}}</style><rect width=\"{width}\" height=\"290\" fill=\"#fbfbf9\"/>"
     );
     for (number, variant) in variants.iter().enumerate() {
         let left = 360.0 * number as f64;
         let frame = Frame { left: left + 58.0, top: 54.0, width: 286.0, height: 200.0 };
         let score = &variant.score;
+        let looks: Vec<&Sent> = variant.run.sent.iter().filter(|sent| sent.role == Role::Watch).collect();
         let _ = write!(
             svg,
-            "<text class=\"title\" x=\"{0}\" y=\"24\">{1}</text><text x=\"{0}\" y=\"41\">{2} of {3} pictures on time</text>",
+            "<text class=\"title\" x=\"{0}\" y=\"24\">{1}</text><text x=\"{0}\" y=\"41\">on time: {2} of {3} full-rate pictures, {4} of {5} looks</text>",
             frame.left,
-            escape(&shortened(&variant.name, 40)),
+            escape(&capital(&shortened(&variant.name, 40))),
             score.on_time,
-            score.full_rate
+            score.full_rate,
+            looks.iter().filter(|sent| sent.is_on_time()).count(),
+            looks.len()
         );
-        svg += &start_plot(&frame, variant, reserved);
+        svg += &start_plot(&frame, variant, report);
     }
     svg += "</svg>";
     svg

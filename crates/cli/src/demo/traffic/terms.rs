@@ -1,0 +1,154 @@
+//! What is asked of admission: rates that follow from the camera, bounds that follow from a measurement.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+
+use super::camera::{Clip, Options};
+use super::function::{Handler, thread_cpu};
+use super::picture::Base64Jpeg;
+use super::{detect, watch};
+use crate::demo::traffic::function::Role;
+
+/// Looks and full-rate pictures that are tried, spread over the clip.
+const TRIES: usize = 24;
+/// A bound is so many times the longest run that was seen, and a little more: a new instance's first runs take longer, and
+/// instances run on whatever core admission chooses.
+const MARGIN: u32 = 3;
+const AT_LEAST: Duration = Duration::from_millis(4);
+const BURST: u32 = 3;
+
+/// The longest processor times seen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunTimes {
+    pub(crate) watch: Duration,
+    pub(crate) detect: Duration,
+}
+
+impl RunTimes {
+    pub(crate) fn of(self, role: Role) -> Duration {
+        match role {
+            Role::Watch => self.watch,
+            Role::Detect => self.detect,
+        }
+    }
+}
+
+/// Runs both functions here on pictures of the clip, one after the other, as the camera would ask them.
+pub(crate) fn measure(clip: &Clip, options: &Options) -> Result<RunTimes> {
+    let picture = |at: usize| Base64Jpeg::new(clip.pictures.get(at).map_or(&[], |jpeg: &Bytes| jpeg));
+    let apart = usize::try_from(options.apart).unwrap_or(1);
+    let every = (clip.pictures.len() / TRIES).max(1);
+    let seconds = |pictures: usize| pictures as f32 / clip.fps.max(1) as f32;
+    let mut times = RunTimes { watch: Duration::ZERO, detect: Duration::ZERO };
+    let mut state = None;
+    for at in (apart..clip.pictures.len()).step_by(every) {
+        let request = watch::Request {
+            index: at as u64,
+            geometry: clip.geometry,
+            before: picture(at - apart),
+            now: picture(at),
+            apart_s: seconds(apart),
+            since_s: if state.is_some() { seconds(every).min(60.0) } else { 0.0 },
+            state: state.take(),
+        };
+        let answer = timed(Handler::Watch, &request, &mut times.watch)?;
+        let answer: watch::Answer = serde_json::from_slice(&answer).context("the watcher's answer")?;
+        let request = detect::Request {
+            index: at as u64,
+            geometry: clip.geometry,
+            picture: picture(at),
+            road: answer.road,
+            since_s: 1.0 / clip.fps.max(1) as f32,
+            tracks: answer.state.tracks.clone(),
+        };
+        timed(Handler::Detect, &request, &mut times.detect)?;
+        state = Some(answer.state);
+    }
+    Ok(times)
+}
+
+fn timed(handler: Handler, request: &impl serde::Serialize, longest: &mut Duration) -> Result<Vec<u8>> {
+    let event = serde_json::to_vec(request).context("cannot write a request")?;
+    let before = thread_cpu();
+    let answer = handler.handle(&event).context("the pictures cannot be analysed")?;
+    *longest = (*longest).max(thread_cpu().saturating_sub(before));
+    Ok(answer)
+}
+
+/// The bound that is promised to hold, in whole milliseconds.
+#[must_use]
+pub(crate) fn bound(longest: Duration) -> Duration {
+    let bound = longest * MARGIN + AT_LEAST;
+    Duration::from_millis(u64::try_from(bound.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX))
+}
+
+/// Whether a function is deployed with its guarantee.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Guaranteed,
+    BestEffort,
+}
+
+/// The `takt.toml` of one of the camera's functions.
+#[must_use]
+pub(crate) fn configuration(role: Role, (clip, options): (&Clip, &Options), longest: Duration, standing: Standing) -> String {
+    let (name, deadline) = match role {
+        Role::Watch => (&options.watch, options.watch_deadline),
+        Role::Detect => (&options.detect, options.detect_deadline),
+    };
+    let mut text = format!(
+        "name = \"{name}\"\nruntime = \"provided\"\nhandler = \"{}\"\nmemory = \"128MB\"\ntenant = \"road\"\ntimeout = \"5s\"\n\
+         [network]\noutbound = \"none\"\n",
+        role.name(),
+    );
+    match standing {
+        Standing::BestEffort => {}
+        Standing::Guaranteed => {
+            text += &format!(
+                "[guarantee]\nrate = \"{}\"\nburst = {BURST}\nmax_run_time = \"{}ms\"\ndeadline = \"{}ms\"\n",
+                rate(role, clip, options),
+                bound(longest).as_millis(),
+                deadline.as_millis(),
+            );
+        }
+    }
+    text
+}
+
+/// The camera's rate, exactly.
+fn rate(role: Role, clip: &Clip, options: &Options) -> String {
+    match role {
+        Role::Watch => format!("{}/min", (u64::from(clip.fps) * 60).div_ceil(options.watch_every.max(1))),
+        Role::Detect => format!("{}/s", clip.fps),
+    }
+}
+
+/// The `takt.toml` of the neighbour's function.
+pub(crate) const NEIGHBOUR: &str = "name = \"neighbour\"\nruntime = \"provided\"\nhandler = \"burn\"\nmemory = \"128MB\"\n\
+     tenant = \"neighbour\"\ntimeout = \"30s\"\n[network]\noutbound = \"none\"\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::traffic::camera;
+
+    #[test]
+    fn what_is_asked_follows_from_the_camera_and_the_measurement() {
+        let clip = camera::tests::clip(15);
+        let options = Options::at(clip.fps);
+        let times = measure(&clip, &options).unwrap();
+        assert!(Duration::ZERO < times.watch && Duration::ZERO < times.detect);
+        let spec = |role, standing| {
+            model::config::parse(&configuration(role, (&clip, &options), Duration::from_micros(2_100), standing)).unwrap()
+        };
+        let terms = spec(Role::Detect, Standing::Guaranteed).guarantee.unwrap().to_pairs();
+        let text = |key: &str| terms.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone()).unwrap();
+        assert_eq!((text("rate"), text("max_run_time"), text("deadline")), ("25/s".into(), "11ms".into(), "100ms".into()));
+        let terms = spec(Role::Watch, Standing::Guaranteed).guarantee.unwrap().to_pairs();
+        assert!(terms.iter().any(|(key, value)| *key == "rate" && value == "125/min"), "{terms:?}");
+        assert!(spec(Role::Detect, Standing::BestEffort).guarantee.is_none());
+        assert!(model::config::parse(NEIGHBOUR).unwrap().guarantee.is_none());
+    }
+}

@@ -1,0 +1,47 @@
+//! The traffic demonstration, whole, on a short clip: what it counts must add up, however fast this machine is.
+
+use std::io;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn demo(words: &[&str], folder: &Path) -> io::Result<Output> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
+    command.args(["demo", "traffic", "--json"]).args(words).current_dir(folder).env("TMPDIR", folder);
+    command.output()
+}
+
+#[test]
+fn a_short_clip_is_shown_three_ways_and_leaves_only_its_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = demo(&["--seconds", "10", "--seed", "3"], folder.path()).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let shown: Value = serde_json::from_str(&text).unwrap();
+    let count = |value: &Value| value.as_u64().unwrap();
+    assert_eq!(count(&shown["clip"]["pictures"]), 250);
+    let variants = shown["variants"].as_array().unwrap();
+    assert_eq!(variants.len(), 3);
+    for guaranteed in &variants[..2] {
+        let sent = count(&guaranteed["score"]["watched"]) + count(&guaranteed["score"]["full_rate"]);
+        assert!(0 < sent, "{guaranteed}");
+        assert_eq!(count(&guaranteed["proven"]["arrivals"]), sent, "every picture has its record: {guaranteed}");
+    }
+    assert!(variants[2]["proven"].is_null(), "what nothing was promised for has no evidence");
+    assert_eq!(count(&variants[2]["score"]["guaranteed"]), 0);
+    assert!(variants[0]["neighbour"].is_null());
+    assert!(variants[1..].iter().all(|variant| 0 < count(&variant["neighbour"]["answered"])), "{text}");
+    assert!(["kept", "missed"].contains(&shown["evidence"]["verdict"].as_str().unwrap()), "{}", shown["evidence"]);
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["takt-traffic.html"]);
+}
+
+#[test]
+fn a_video_that_is_none_is_refused_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("text"), vec![b'x'; 100_000]).unwrap();
+    let output = demo(&["--video", "text"], folder.path()).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("this is not motion JPEG"));
+}
