@@ -21,13 +21,20 @@ pub(crate) const COMMANDS_MAX: usize = 256;
 pub(crate) struct Handle {
     guaranteed: mpsc::Sender<Command>,
     best_effort: mpsc::Sender<Command>,
-    /// Functions whose home is the best-effort lane. Used by control alone, never on a lane's thread.
-    at_home: Mutex<BTreeSet<FunctionKey>>,
+    /// Where functions are at home. Used by control alone, never on a lane's thread.
+    homes: Mutex<Homes>,
+}
+
+/// Functions by the lane they were installed in; for a moment a function that moves is in both.
+#[derive(Debug, Default)]
+struct Homes {
+    guaranteed: BTreeSet<FunctionKey>,
+    best_effort: BTreeSet<FunctionKey>,
 }
 
 impl Handle {
     pub(crate) fn new(guaranteed: mpsc::Sender<Command>, best_effort: mpsc::Sender<Command>) -> Self {
-        Self { guaranteed, best_effort, at_home: Mutex::new(BTreeSet::new()) }
+        Self { guaranteed, best_effort, homes: Mutex::default() }
     }
 
     /// Has both lanes accept nothing more; ends when nothing runs any more.
@@ -51,8 +58,8 @@ impl Handle {
         Ok(guaranteed)
     }
 
-    fn at_home(&self) -> std::sync::MutexGuard<'_, BTreeSet<FunctionKey>> {
-        self.at_home.lock().expect("invariant: nothing panics while it holds this lock")
+    fn homes(&self) -> std::sync::MutexGuard<'_, Homes> {
+        self.homes.lock().expect("invariant: nothing panics while it holds this lock")
     }
 }
 
@@ -71,10 +78,11 @@ impl Lanes for Handle {
     fn install(&self, lane: Lane, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>> {
         match lane {
             Lane::BestEffort => {
-                self.at_home().insert(deployment.function);
+                self.homes().best_effort.insert(deployment.function);
                 install(self.best_effort.clone(), Deployment { reservation: None, ..deployment }, image)
             }
             Lane::Guaranteed => {
+                self.homes().guaranteed.insert(deployment.function);
                 let for_excess = Deployment { reservation: None, ..deployment.clone() };
                 let excess = self.best_effort.clone();
                 let guaranteed = install(self.guaranteed.clone(), deployment, Arc::clone(&image));
@@ -102,18 +110,20 @@ impl Lanes for Handle {
 
     fn remove(&self, lane: Lane, function: FunctionKey) -> Pending<Result<(), Closed>> {
         let (guaranteed, best_effort) = (self.guaranteed.clone(), self.best_effort.clone());
-        let stays_at_home = match lane {
-            Lane::BestEffort => {
-                self.at_home().remove(&function);
-                false
-            }
-            Lane::Guaranteed => self.at_home().contains(&function),
+        // The best-effort lane needs a function that is at home there, and one whose excess it runs.
+        let needed = {
+            let mut homes = self.homes();
+            match lane {
+                Lane::Guaranteed => homes.guaranteed.remove(&function),
+                Lane::BestEffort => homes.best_effort.remove(&function),
+            };
+            homes.guaranteed.contains(&function) || homes.best_effort.contains(&function)
         };
         Box::pin(async move {
             if lane == Lane::Guaranteed {
                 ask(guaranteed, |done| Command::Remove { function, done }).await?;
             }
-            if stays_at_home { Ok(()) } else { ask(best_effort, |done| Command::Remove { function, done }).await }
+            if needed { Ok(()) } else { ask(best_effort, |done| Command::Remove { function, done }).await }
         })
     }
 
@@ -138,5 +148,38 @@ impl Lanes for Handle {
 
     fn counters(&self) -> Pending<Result<Vec<Counters>, Closed>> {
         Box::pin(ask(self.guaranteed.clone(), |done| Command::Counters { done }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers a lane's removals and tells which came.
+    async fn removals(mut lane: mpsc::Receiver<Command>) -> Vec<FunctionKey> {
+        let mut removed = Vec::new();
+        while let Some(command) = lane.recv().await {
+            if let Command::Remove { function, done } = command {
+                removed.push(function);
+                done.send(()).unwrap();
+            }
+        }
+        removed
+    }
+
+    #[tokio::test]
+    async fn a_function_that_gained_a_guarantee_keeps_its_copy_for_excess() {
+        let ((to_guaranteed, guaranteed), (to_best_effort, best_effort)) = (mpsc::channel(8), mpsc::channel(8));
+        let handle = Handle::new(to_guaranteed, to_best_effort);
+        let function = FunctionKey(7);
+        handle.homes().best_effort.insert(function);
+        handle.homes().guaranteed.insert(function);
+        let work = async {
+            handle.remove(Lane::BestEffort, function).await.unwrap();
+            handle.remove(Lane::Guaranteed, function).await.unwrap();
+            drop(handle);
+        };
+        let ((), guaranteed, best_effort) = tokio::join!(work, removals(guaranteed), removals(best_effort));
+        assert_eq!((guaranteed, best_effort), (vec![function], vec![function]));
     }
 }
