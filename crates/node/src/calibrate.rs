@@ -35,7 +35,7 @@ const REQUEST: &[u8] = b"POST /calibrate HTTP/1.1\r\nhost: localhost\r\ncontent-
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// T: twice the worst dispatch seen under load, and [`ENTRY`].
+    /// T: twice the worst dispatch seen under load, and a millisecond for the way from waking to the handler.
     pub tolerance: Duration,
     /// The worst dispatch seen, from the complete request to the instance's thread holding it.
     pub worst: Duration,
