@@ -2,7 +2,7 @@
 //!
 //! A node runs its functions in two lanes. The guaranteed lane ([`reserved`]) owns every function with an admitted
 //! guarantee: its pacer, its queue, its instances. The best-effort lane ([`shared`]) owns everything else and the excess
-//! of the first. Each lane is one single-threaded state machine; they exchange nothing but [`Action::Demote`], so that
+//! of the first. Each lane is one single-threaded state machine; they exchange nothing but [`port::Action::Demote`], so that
 //! best-effort load cannot reach the guaranteed lane's state. Time, randomness and input are handed in.
 
 pub mod audit;
