@@ -96,7 +96,6 @@ struct Common {
     networks: mpsc::Sender<NetworkOrder>,
     management: mpsc::Sender<Moved>,
     kit: Arc<Kit>,
-    wasted_ns: Arc<AtomicU64>,
     seen_ns: Arc<AtomicU64>,
 }
 
@@ -208,7 +207,6 @@ impl Node {
             networks: networks_in,
             management: management_in,
             kit: Arc::new(kit),
-            wasted_ns: Arc::default(),
             seen_ns: Arc::default(),
         };
         Ok((common, Inner { scribe: scribe_out, networks: networks_out, management: management_out }))
@@ -234,7 +232,6 @@ impl Node {
             scribe: common.scribe.clone(),
             // Best effort leaves no evidence: nothing was promised.
             records: sink.unwrap_or_else(|| Box::new(drop)),
-            wasted_ns: Arc::clone(&common.wasted_ns),
             seen_ns: Arc::clone(&common.seen_ns),
         };
         let inbox = Inbox { commands: queues.commands.1, news: queues.news.1, traffic: queues.traffic.1 };

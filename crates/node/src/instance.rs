@@ -8,6 +8,7 @@ use runtime::launcher::{self, CpuMeter, Exit, Handle};
 use runtime::sys::process::Death;
 use tokio::sync::oneshot;
 
+use crate::assemble::error_line;
 use crate::lambda::invoke;
 
 /// A running instance. Dropping it kills it with everything in it.
@@ -104,13 +105,7 @@ pub(crate) enum StartFailure {
 impl StartFailure {
     /// The failure with its causes, one line.
     pub(crate) fn text(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        text
+        error_line(self)
     }
 }
 

@@ -185,9 +185,9 @@ impl<M: Machine> Core<M> {
             Action::Refuse { id, refusal } => self.answer(now, id, Ending::Refused(refusal)),
             Action::Fail { id, end } => self.fail(now, id, end),
             Action::LeaseReady { lease, expires } => self.lease_ready(now, lease, expires),
-            Action::LeaseEnded { lease, held } => {
+            // How long it was held is in the record that the machine leaves of it.
+            Action::LeaseEnded { lease, .. } => {
                 self.held.remove(&lease);
-                self.links.lease_ended(held);
                 self.lease_failed(lease, "the lease ended before an instance was ready");
             }
             Action::LeaseRefused { lease, refusal } => self.lease_refused(now, lease, refusal),

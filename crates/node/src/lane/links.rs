@@ -1,8 +1,7 @@
 //! A lane's ways out: the starter of instances, the other lane, the management front, the recorder. None ever blocks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use engine::port::{Placement, Refusal};
@@ -35,8 +34,6 @@ pub(crate) struct Links {
     pub(crate) management: mpsc::Sender<Moved>,
     pub(crate) scribe: mpsc::Sender<scribe::Order>,
     pub(crate) records: RecordSink,
-    /// Nanoseconds that instances were held by leases that were never used.
-    pub(crate) wasted_ns: Arc<AtomicU64>,
     /// The largest dispatch delay beyond S that no gap explains, nanoseconds.
     pub(crate) seen_ns: Arc<AtomicU64>,
 }
@@ -90,10 +87,6 @@ impl Links {
 
     pub(super) fn record(&mut self, record: record::Invocation) {
         (self.records)(record::Record::Invocation(record));
-    }
-
-    pub(super) fn lease_ended(&mut self, held: Duration) {
-        self.wasted_ns.fetch_add(u64::try_from(held.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Error, FunctionAnswer, MAX_PACKAGE_REQUEST_BYTES, NO_CONTENT, Shared, read_json};
+use crate::assemble::error_line;
 use crate::control::{Answer, Change, Deploy};
 
 /// Every function of the node.
@@ -101,15 +102,7 @@ pub(super) async fn deploy(
 /// The specification that a `takt.toml` or fields state, exactly one of the two.
 pub(super) fn specification(text: Option<&str>, fields: Option<FunctionSpec>) -> Result<FunctionSpec, Error> {
     match (text, fields) {
-        (Some(text), None) => model::config::parse(text).map_err(|error| {
-            let mut reason = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(inner) = cause {
-                reason = format!("{reason}: {inner}");
-                cause = inner.source();
-            }
-            Error::Body { reason }
-        }),
+        (Some(text), None) => model::config::parse(text).map_err(|error| Error::Body { reason: error_line(&error) }),
         (None, Some(fields)) => Ok(fields),
         (None, None) | (Some(_), Some(_)) => {
             Err(Error::Body { reason: "either `takt_toml` or `spec` says what the function is".to_owned() })

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use model::{FunctionSpec, Memory, Outbound, Tenant, UrlAccess};
+use runtime::environment;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -24,28 +25,6 @@ const MAX_DESCRIPTION_CHARS: usize = 256;
 const MAX_HANDLER_CHARS: usize = 128;
 const ROLE_PATTERN: &str = "arn:(aws[a-zA-Z-]*)?:iam::\\d{12}:role/?[a-zA-Z_0-9+=,.@\\-_/]+";
 const VARIABLE_PATTERN: &str = "[a-zA-Z]([a-zA-Z0-9_])+";
-
-/// Variables that the node sets itself.
-const RESERVED_VARIABLES: [&str; 18] = [
-    "_HANDLER",
-    "_X_AMZN_TRACE_ID",
-    "AWS_ACCESS_KEY",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_DEFAULT_REGION",
-    "AWS_EXECUTION_ENV",
-    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
-    "AWS_LAMBDA_FUNCTION_NAME",
-    "AWS_LAMBDA_FUNCTION_VERSION",
-    "AWS_LAMBDA_INITIALIZATION_TYPE",
-    "AWS_LAMBDA_LOG_GROUP_NAME",
-    "AWS_LAMBDA_LOG_STREAM_NAME",
-    "AWS_LAMBDA_RUNTIME_API",
-    "AWS_REGION",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "LAMBDA_RUNTIME_DIR",
-    "LAMBDA_TASK_ROOT",
-];
 
 /// A function to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -335,7 +314,7 @@ fn check_environment(variables: &BTreeMap<String, String>) -> Result<(), Error> 
             "Lambda was unable to configure your environment variables because the environment variables you have provided {what}"
         ),
     };
-    let reserved: Vec<&str> = RESERVED_VARIABLES.into_iter().filter(|name| variables.contains_key(*name)).collect();
+    let reserved: Vec<&str> = environment::RESERVED.into_iter().filter(|name| variables.contains_key(*name)).collect();
     if !reserved.is_empty() {
         let names = reserved.join(", ");
         return Err(refused(&format!(
