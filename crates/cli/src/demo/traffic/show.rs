@@ -97,6 +97,7 @@ async fn show(args: &TrafficArgs, format: Format) -> Result<Exit> {
     let clip = Arc::new(watch_or_make(args, format).await?);
     let options = Options::at(clip.fps);
     let times = measured(&clip, &options, format).await?;
+    let options = terms::reachable(options, times, clip.fps);
     let (mut node, output) = OwnNode::spawn()?;
     let progress = Progress::start(format, "starting a node, which measures this machine");
     let ready = node.ready(output).await?;
@@ -234,9 +235,11 @@ impl Stage {
             self.say(&format!("  note: {missing}"))?;
         }
         self.say(&format!(
-            "Functions: the watcher took {:.1} ms of processor at most, the detector {:.1} ms.",
+            "Functions: the watcher took {:.1} ms of processor at most and has {:.0} ms for a look, the detector {:.1} ms of {:.0} ms.",
             ms(self.times.watch),
-            ms(self.times.detect)
+            ms(self.options.watch_deadline),
+            ms(self.times.detect),
+            ms(self.options.detect_deadline)
         ))
     }
 
