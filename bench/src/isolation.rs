@@ -148,6 +148,7 @@ struct Row {
     /// The same, as the node's records tell it, of everything that took a slot (its excess included).
     recorded: Recorded,
     crowd_offered: u64,
+    crowd_sent: u64,
     crowd_succeeded: u64,
     crowd_refused: u64,
 }
@@ -329,6 +330,7 @@ fn row(way: Way, crowd: Crowd, (subject, seen): (&Subject, &Seen), others: &[See
         send_lag: Spread::of(seen.calls.iter().map(|call| call.lag)),
         recorded: Recorded::default(),
         crowd_offered: sum(|seen| seen.offered),
+        crowd_sent: sum(|seen| seen.sent),
         crowd_succeeded: sum(|seen| seen.succeeded),
         crowd_refused: sum(|seen| seen.refused),
     }
@@ -391,6 +393,7 @@ fn found(rows: &[Row], ready: &serde_json::Value, audited: &node::audit::Audited
             row.end_to_end.cell(),
             percent(row.on_time, row.calls),
             violations,
+            percent(row.crowd_sent, row.crowd_offered),
             row.crowd_succeeded.to_string(),
         ]
     };
@@ -409,7 +412,8 @@ fn found(rows: &[Row], ready: &serde_json::Value, audited: &node::audit::Audited
         name: "isolation",
         about: "Guaranteed functions (40/s with 5 ms of CPU, 200/s with 0.5 ms) at their full rate beside a crowd. Times in ms \
                 from the intended send time, as p50 / p99 / max; ratios of the p99 start delay against the same way alone, and \
-                against the guaranteed function in the same crowd."
+                against the guaranteed function in the same crowd. Of a crowd: the share of its schedule that was handed to \
+                connections, and how many invocations succeeded; its clients hang up after half a second."
             .to_owned(),
         headings: vec![
             "crowd",
@@ -422,6 +426,7 @@ fn found(rows: &[Row], ready: &serde_json::Value, audited: &node::audit::Audited
             "end to end",
             "on time",
             "violations",
+            "crowd sent",
             "crowd done",
         ],
         rows: rows.iter().map(cells).collect(),

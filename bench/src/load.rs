@@ -23,6 +23,8 @@ const REALTIME_PRIORITY: u8 = 5;
 pub(crate) const ROLE: &str = "generate";
 /// How long an open loop waits for one answer: whoever is this late has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a flood's client waits before it hangs up; so the flood goes on at its rate whatever is answered.
+const FLOOD_PATIENCE: Duration = Duration::from_millis(500);
 /// Between a generator's start and its first invocation.
 const LEAD: Duration = Duration::from_millis(300);
 
@@ -68,6 +70,8 @@ pub(crate) enum Send {
 pub(crate) struct Seen {
     /// Invocations of the schedule, or that were sent where there is none.
     pub(crate) offered: u64,
+    /// Those whose bytes were handed to a connection while the load lasted.
+    pub(crate) sent: u64,
     /// Functions that ran and returned.
     pub(crate) succeeded: u64,
     /// Answers that say that nothing ran.
@@ -187,16 +191,20 @@ async fn open(target: Target, instants_ns: &[u64], connections: u16) -> Result<S
         seen.calls.push(Call::of(&sample, began)?);
     }
     seen.offered = u64::try_from(instants_ns.len())?;
+    seen.sent = seen.offered;
     Ok(seen)
 }
 
 async fn flood(target: Target, instants_ns: &[u64], (connections, length): (u16, Duration)) -> Result<Seen> {
     let mut wall = Wall::start()?;
-    let drive = Drive::new(target, connections, length);
+    let drive = Drive::new(target, connections, FLOOD_PATIENCE);
     let mut seen = Seen::default();
-    let run = drive.run(schedule(instants_ns), &mut wall, |sample| seen.count(sample));
-    // What is still open then is left: its connections close with this process.
-    if let Ok(done) = tokio::time::timeout(length, run).await {
+    let run = drive.run(schedule(instants_ns), &mut wall, |sample| {
+        seen.count(sample);
+        seen.sent += u64::from(sample.sent <= length);
+    });
+    // A schedule that could not be kept is cut off; by then every client that began in time has its answer or hung up.
+    if let Ok(done) = tokio::time::timeout(length + FLOOD_PATIENCE, run).await {
         done?;
     }
     seen.offered = u64::try_from(instants_ns.len())?;
@@ -231,6 +239,7 @@ async fn closed(stream: &Stream, connections: u16, length: Duration) -> Result<S
         sum.unanswered += seen.unanswered;
     }
     sum.offered = sum.succeeded + sum.refused + sum.unanswered;
+    sum.sent = sum.offered;
     Ok(sum)
 }
 
