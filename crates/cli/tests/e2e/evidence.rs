@@ -8,9 +8,34 @@ use tempfile::TempDir;
 
 use super::support::{ECHO, Node, takt_command, wait_until};
 
-fn audit(data: &Path) -> Value {
+pub(crate) fn audit(data: &Path) -> Value {
     let output = takt_command(data).args(["audit", "--json"]).arg(data).output().unwrap();
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+}
+
+/// The records of one kind, oldest first.
+pub(crate) fn records(data: &Path, kind: &str) -> Vec<Value> {
+    let mut segments: Vec<_> = fs::read_dir(data.join("evidence")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    segments.sort();
+    let text: String = segments.iter().map(|segment| fs::read_to_string(segment).unwrap()).collect();
+    // A line is `NUMBER CRC HASH JSON`; a segment begins with a header that is no record.
+    let record = |line: &str| serde_json::from_str::<Value>(line.splitn(4, ' ').nth(3)?).ok();
+    text.lines().filter_map(record).filter_map(|record| record.get(kind).cloned()).collect()
+}
+
+/// What the audit found of one guarantee's latest generation.
+pub(crate) fn finding<'a>(audit: &'a Value, function: &str) -> &'a Value {
+    let findings = audit["report"]["guarantees"].as_array().unwrap();
+    findings.iter().rfind(|finding| finding["function"] == function).unwrap_or_else(|| panic!("no {function}: {audit}"))
+}
+
+/// The records of a function are whole, and none of its promises was missed but for proven steal.
+pub(crate) fn assert_kept(audit: &Value, function: &str) {
+    let finding = finding(audit, function);
+    assert_eq!(audit["report"]["contradictions_total"], 0, "{audit}");
+    assert_eq!(finding["missing_records"], 0, "{finding}");
+    let [_steal, other @ ..] = finding["counters"]["by_cause"].as_array().unwrap().as_slice() else { panic!("{finding}") };
+    assert!(other.iter().all(|count| *count == 0), "{finding}");
 }
 
 /// The sum of a counter over all generations of all guarantees.
@@ -32,7 +57,7 @@ pub(crate) fn assert_nothing_is_violated(data: &Path, arrivals: u64) {
 }
 
 /// What one function's live counters and the audit both count.
-fn check_agreement(live: &Value, audited: &Value) {
+pub(crate) fn check_agreement(live: &Value, audited: &Value) {
     for counter in ["arrivals", "conforming", "excess", "expired", "refused", "start_violations", "deadline_misses"] {
         assert_eq!(live[counter], audited[counter], "{counter}: live {live}, audited {audited}");
     }

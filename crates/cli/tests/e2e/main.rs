@@ -20,12 +20,18 @@ mod handlers;
 #[cfg(test)]
 mod other_clients;
 #[cfg(test)]
+mod overrun;
+#[cfg(test)]
 mod rate_class;
 #[cfg(test)]
 mod redeploy;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod steal;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod tool;
+#[cfg(test)]
+mod untouched;

@@ -77,6 +77,23 @@ impl Node {
         takt_command(&self.data).args(words).env("TAKT_URL", self.url()).output().unwrap()
     }
 
+    /// Starts an open-loop load on a function; `words` are `--rate R --for T` and what else the tool takes.
+    pub(crate) fn load(&self, name: &str, words: &[&str]) -> Load {
+        let mut command = takt_command(&self.data);
+        command.args(["invoke", name, "--json"]).args(words).env("TAKT_URL", self.url());
+        Load(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Processes of a function's instances, by the environment that the node gave them.
+    pub(crate) fn instances_of(&self, name: &str) -> Vec<u32> {
+        let mark = format!("AWS_LAMBDA_FUNCTION_NAME={name}\0");
+        let runs = |pid: &u32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.windows(mark.len()).any(|part| part == mark.as_bytes())
+        };
+        descendants(self.pid()).into_iter().map(|(pid, _)| pid).filter(runs).collect()
+    }
+
     /// Runs the tool with `--json`, which must exit with 0, and reads what it printed.
     pub(crate) fn takt_json(&self, words: &[&str]) -> Value {
         let output = self.takt(&[words, &["--json"]].concat());
@@ -159,6 +176,27 @@ impl Drop for Node {
         if std::thread::panicking() {
             println!("the node said:\n{}", fs::read_to_string(&self.said).unwrap_or_default());
         }
+    }
+}
+
+/// A load that runs beside the test; it is killed when it is dropped.
+pub(crate) struct Load(Child);
+
+impl Load {
+    /// Waits for its end and reads its report.
+    pub(crate) fn report(mut self) -> Value {
+        let mut text = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        self.0.wait().unwrap();
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("the load said: {text}"))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // It may have ended before; then there is nothing to kill.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
