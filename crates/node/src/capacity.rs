@@ -6,7 +6,8 @@ use model::Level;
 use plan::admission::{NodeCapacity, Periodic};
 
 use crate::calibrate::{Classes, Measured};
-use crate::lane::{ACCEPTS_PER_SECOND, watch};
+use crate::lane::{ACCEPTS_PER_SECOND, ration, watch};
+use crate::starter::STARTS_PER_SECOND;
 
 /// Of the machine's memory, what instances of guaranteed functions may reserve, in hundredths.
 const MEMORY_HUNDREDTHS: u64 = 60;
@@ -19,13 +20,18 @@ const CONTEXT_SWITCH: Duration = Duration::from_micros(5);
 /// What a runtime uses per invocation around its handler: reading it, parsing it, sending the result. Python's is the
 /// largest of the three; the start benchmark prints all of them.
 const RUNTIME_COST: Duration = Duration::from_micros(300);
-/// One accept with the first look at its connection, and one excess invocation on its way through the lane.
+/// One accept with the first look at its connection. The first request on it may be answered before anything is charged, so
+/// that it counts like an invocation beside this.
 const ACCEPT_COST: Duration = Duration::from_micros(60);
+/// One connection or request of an instance, beyond what the cost of an invocation holds.
+const ASK_COST: Duration = Duration::from_micros(30);
+/// An instance's start and end, without what it asks meanwhile.
+const START_COST: Duration = Duration::from_micros(150);
 const FRONT_PERIOD: Duration = Duration::from_millis(100);
 /// Excess per second that admission accounts for, over all functions.
 const EXCESS_PER_SECOND_MAX: u32 = 1_000;
-/// What excess may take of the front's core in a second. Where serving it is dear, fewer are served.
-const EXCESS_SHARE: Duration = Duration::from_millis(80);
+/// What excess may take of the front's core in a second. Where serving it is dear, less is served.
+const EXCESS_SHARE: Duration = Duration::from_millis(50);
 
 /// Excess per second that the guaranteed lane serves itself on a machine that was measured: 1 to 1,000.
 pub(crate) fn excess_per_second(front_cost: Duration) -> u32 {
@@ -36,8 +42,10 @@ pub(crate) fn excess_per_second(front_cost: Duration) -> u32 {
 /// The capacity of a machine that was measured. `memory` is the owner's limit in bytes.
 pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: Option<u64>) -> NodeCapacity {
     let per_period = |per_second: u32| per_second.div_ceil(10);
-    let budget =
-        ACCEPT_COST * per_period(ACCEPTS_PER_SECOND) + measured.front_cost * per_period(excess_per_second(measured.front_cost));
+    let accepts = (ACCEPT_COST + measured.front_cost) * per_period(ACCEPTS_PER_SECOND);
+    let excess = measured.front_cost * per_period(excess_per_second(measured.front_cost));
+    let starts = (START_COST + ASK_COST * ration::ASKS_PER_START) * per_period(STARTS_PER_SECOND);
+    let budget = accepts + excess + starts;
     NodeCapacity {
         cores: u16::try_from(cores.len()).unwrap_or(u16::MAX),
         core_limit_thousandths: NodeCapacity::CORE_LIMIT_THOUSANDTHS,
@@ -80,7 +88,7 @@ mod tests {
 
     #[test]
     fn excess_never_takes_more_than_its_share_of_the_front() {
-        for (micros, expected) in [(40, 1_000), (80, 1_000), (200, 400), (1_000, 80), (1_000_000, 1)] {
+        for (micros, expected) in [(40, 1_000), (50, 1_000), (200, 250), (1_000, 50), (1_000_000, 1)] {
             assert_eq!(excess_per_second(Duration::from_micros(micros)), expected);
         }
         assert_eq!(excess_per_second(Duration::ZERO), EXCESS_PER_SECOND_MAX);

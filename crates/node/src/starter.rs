@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::port::Placement;
 use model::{InstanceId, Outbound, Runtime};
@@ -18,9 +19,11 @@ use runtime::forward::{self, Policy};
 use runtime::host::Grant;
 use runtime::launcher::{self, Client, Launch, Service};
 use runtime::sandbox::{self, BOOTSTRAP as CLIENTS, CODE, Interpreter, Network};
+use runtime::sys::clock;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::budget::Budget;
 use crate::calibrate::Classes;
 use crate::instance::{Running, StartFailure};
 use crate::lambda::Home;
@@ -29,6 +32,10 @@ use crate::lane::message::News;
 use crate::lanes::Image;
 use crate::scribe;
 
+/// Starts of guaranteed instances per second that the guaranteed lane's admission accounts for.
+pub(crate) const STARTS_PER_SECOND: u32 = 40;
+/// Starts of one lane that begin at once; later ones wait their turn.
+const STARTS_AT_ONCE: u32 = 2;
 /// Forwarders that may wait to be started.
 pub(crate) const NETWORKS_MAX: usize = 256;
 
@@ -75,6 +82,7 @@ pub(crate) struct Ends {
 /// Serves a lane's orders until its queue closes or the launcher is gone.
 pub(crate) async fn run((client, service): (Client, Service), kit: Arc<Kit>, classes: Classes, mut ends: Ends) -> io::Result<()> {
     let mut work = JoinSet::new();
+    let mut starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
     let service = service.run();
     tokio::pin!(service);
     loop {
@@ -85,7 +93,12 @@ pub(crate) async fn run((client, service): (Client, Service), kit: Arc<Kit>, cla
                 Some(Order::Start { instance, image, on }) => {
                     let (client, kit, news) = (client.clone(), Arc::clone(&kit), ends.news.clone());
                     let (scribe, networks) = (ends.scribe.clone(), ends.networks.clone());
+                    let wait = match on {
+                        Placement::RealTime { .. } => starts.book(clock::now()).since(clock::now()),
+                        Placement::BestEffort => Duration::ZERO,
+                    };
                     work.spawn(async move {
+                        tokio::time::sleep(wait).await;
                         let started = start(&client, &kit, (instance, &image, on), (&scribe, &networks)).await;
                         let told = match started {
                             Ok(started) => started,

@@ -163,6 +163,19 @@ fn a_guaranteed_instance_that_works_between_invocations_is_replaced() {
 }
 
 #[test]
+fn a_guaranteed_instance_that_floods_its_runtime_api_is_replaced() {
+    let node = Node::start();
+    node.must_deploy("greedy", &format!("memory = \"128MB\"\n{GUARANTEED}"));
+    node.must_deploy("good", &format!("memory = \"128MB\"\n{GUARANTEED}"));
+    for _ in 0..3 {
+        node.invoke("greedy", &json!({"do": "flood"}));
+        node.must_serve("good");
+    }
+    until("the log says that it was killed", || node.logs("greedy").contains("may not ask for more"));
+    until("another instance serves", || node.invoke("greedy", &json!({"do": "ok"})).error.is_none());
+}
+
+#[test]
 fn what_cannot_run_is_refused_at_deploy_in_words() {
     let node = Node::start();
     let refused = |name: &str, toml: &str, files: &[(&str, &str)], words: &str| {

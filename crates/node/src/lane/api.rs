@@ -62,7 +62,7 @@ pub(super) async fn serve<M: Machine>(
                     tokio::time::sleep(super::ACCEPT_PAUSE).await;
                     continue;
                 };
-                if open.len() < CONNECTIONS_MAX {
+                if open.len() < CONNECTIONS_MAX && lane.with(|core| core.asks(instance)).is_ok() {
                     // Small answers must not wait for an acknowledgement of the one before; a socket that refuses the
                     // option still works.
                     let _ = stream.set_nodelay(true);
@@ -79,6 +79,9 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
     let mut connection = Connection::new(stream);
     let Some(id) = lane.with(|core| core.connected(instance)) else { return };
     while let Some(parts) = connection.read_head(&LIMITS).await.ok().flatten() {
+        if lane.with(|core| core.asks(instance)).is_err() {
+            break;
+        }
         let content = match connection.read_body(&parts, api::body_limit(&parts)).await {
             Ok(body) => Content::Whole(body, connection.take_trailers()),
             Err(Error::BodyTooLong { .. }) => {
@@ -279,6 +282,7 @@ impl<M: Machine> Core<M> {
         waiting.progress.start_bound = start_bound;
         waiting.progress.run_time = Some(allowance.run_time);
         waiting.progress.instance_start = known.take_start();
+        known.ration.earn();
         if waiting.request.log == invoke::LogType::Tail {
             self.links.mark_log(instance);
         }

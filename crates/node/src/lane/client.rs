@@ -154,13 +154,13 @@ impl<M: Machine> Client<M> {
             Ok(read) => read,
             Err(turn) => return turn,
         };
-        let payload = match invoke::payload(body) {
-            Ok(payload) => payload,
-            Err(error) => return self.answer(error.response()).await,
-        };
         let Some(route) = route else {
             let error = invoke::refusal(Refusal::NoFunction, &asked.function.name, home, clock::now());
             return self.answer(error.response()).await;
+        };
+        let payload = match invoke::payload(body) {
+            Ok(payload) => payload,
+            Err(error) => return self.answer_aside(error.response(), route.key).await,
         };
         self.run_invoke((asked, payload), route, &parts.headers, complete).await
     }
@@ -174,7 +174,7 @@ impl<M: Machine> Client<M> {
     ) -> Turn {
         let (asked, trace) = self.asked(headers, complete);
         match invoke.kind {
-            Kind::DryRun => return self.answer(invoke::dry_run(asked.id)).await,
+            Kind::DryRun => return self.answer_aside(invoke::dry_run(asked.id), route.key).await,
             Kind::RequestResponse => {}
         }
         let request = Request {
@@ -223,7 +223,7 @@ impl<M: Machine> Client<M> {
         let event = url::event(&request, &self.lane.front.home);
         let (payload, deadline) = match event.and_then(|event| Ok((event, invoke::deadline(&parts.headers)?))) {
             Ok(event) => event,
-            Err(error) => return self.answer(error.response()).await,
+            Err(error) => return self.answer_aside(error.response(), route.key).await,
         };
         let deadline = deadline.map(|within| asked.arrived + within);
         let request = Request { function: route.key, payload, deadline, ..asked };
@@ -247,10 +247,13 @@ impl<M: Machine> Client<M> {
             Err(turn) => return turn,
         };
         let found = lease.and_then(|lease| Some((lease, self.lane.core.borrow().leased(lease)?)));
-        let Some((lease, route)) = found else { return self.answer(no_lease()).await };
+        let Some((lease, route)) = found else {
+            // Leases are known in this lane alone: whoever asks for what there is not comes on a new connection next time.
+            return self.refuse(no_lease()).await;
+        };
         let payload = match invoke::payload(body) {
             Ok(payload) => payload,
-            Err(error) => return self.answer(error.response()).await,
+            Err(error) => return self.refuse(error.response()).await,
         };
         let (asked, trace) = self.asked(&parts.headers, complete);
         let request = Request { function: route.key, payload, ..asked };
@@ -309,23 +312,41 @@ impl<M: Machine> Client<M> {
                 return None;
             }
         }?;
-        if self.lane.lane() == lanes::Lane::Guaranteed && is_excess(&outcome) {
-            let now = clock::now();
-            let shared = self.lane.core.borrow_mut().spend_excess(route.key);
-            if self.manners.excess.spend(now).and(shared).is_err() {
-                self.manners.welcome_at = now + PUSHED_OFF_FOR;
-            }
+        if !took_slot(&outcome) {
+            self.charge(route.key);
         }
         Some(outcome)
     }
 
+    /// Charges the guaranteed lane's work for a request that took no slot. Where that is more than its function or this
+    /// connection may cause, the connection keeps off that lane for a while.
+    fn charge(&mut self, function: FunctionKey) {
+        if self.lane.lane() == lanes::Lane::BestEffort {
+            return;
+        }
+        let now = clock::now();
+        let shared = self.lane.core.borrow_mut().spend_excess(function);
+        if self.manners.excess.spend(now).and(shared).is_err() {
+            self.manners.welcome_at = now + PUSHED_OFF_FOR;
+        }
+    }
+
     /// Whether requests on this route are served by another lane than this one.
-    fn elsewhere(&self, parts: &Parts, route: Option<&Route>) -> Option<Turn> {
-        let guaranteed = route.is_some_and(|route| route.standing == Standing::Guaranteed);
-        let welcome = guaranteed && self.manners.welcome_at <= clock::now() && !is_large(parts);
-        let here = match self.lane.lane() {
-            lanes::Lane::Guaranteed => welcome,
-            lanes::Lane::BestEffort => !welcome,
+    fn elsewhere(&mut self, parts: &Parts, route: Option<&Route>) -> Option<Turn> {
+        let now = clock::now();
+        let guaranteed = route.filter(|route| route.standing == Standing::Guaranteed);
+        let wanted = guaranteed.filter(|_| self.manners.welcome_at <= now && !is_large(parts));
+        let here = match (self.lane.lane(), wanted) {
+            (lanes::Lane::Guaranteed, wanted) => wanted.is_some(),
+            (lanes::Lane::BestEffort, None) => true,
+            (lanes::Lane::BestEffort, Some(route)) => {
+                // The way back is charged before it costs the guaranteed lane anything.
+                let refused = self.lane.core.borrow_mut().spend_excess(route.key).is_err();
+                if refused {
+                    self.manners.welcome_at = now + PUSHED_OFF_FOR;
+                }
+                refused
+            }
         };
         (!here).then_some(Turn::Move(Destination::OtherLane))
     }
@@ -349,7 +370,7 @@ impl<M: Machine> Client<M> {
             Grant::Open | Grant::Token => Ok((body, complete)),
             Grant::Signature(unproven) => match unproven.finish(PayloadHash::of(&body)) {
                 Ok(()) => Ok((body, complete)),
-                Err(error) => Err(self.answer(crate::auth::Denied::from(error).response(class)).await),
+                Err(error) => Err(self.refuse(crate::auth::Denied::from(error).response(class)).await),
             },
         }
     }
@@ -382,6 +403,12 @@ impl<M: Machine> Client<M> {
             Ok(Ok(After::KeepAlive)) => Turn::Next,
             Ok(Ok(After::Close) | Err(_)) | Err(_) => Turn::Close,
         }
+    }
+
+    /// Answers a request for a guaranteed function that takes no slot.
+    async fn answer_aside(&mut self, response: Response<Bytes>, function: FunctionKey) -> Turn {
+        self.charge(function);
+        self.answer(response).await
     }
 
     /// Answers a request whose body is not read; the connection cannot go on.
@@ -441,18 +468,7 @@ fn no_lease() -> Response<Bytes> {
     response
 }
 
-/// Whether an invocation went beyond its function's guarantee.
-fn is_excess(outcome: &Outcome) -> bool {
-    match &outcome.ending {
-        Ending::Ran(_) => outcome.class == Class::BestEffort,
-        Ending::Refused(refusal) => match refusal {
-            Refusal::OverRate { .. } | Refusal::QueueFull { .. } | Refusal::Busy { .. } => true,
-            Refusal::Expired { .. }
-            | Refusal::NoLease
-            | Refusal::NoFunction
-            | Refusal::Suspended
-            | Refusal::Unstartable
-            | Refusal::Draining => false,
-        },
-    }
+/// Whether an invocation was one that admission accounts for.
+fn took_slot(outcome: &Outcome) -> bool {
+    matches!(outcome.ending, Ending::Ran(_)) && outcome.class == Class::Guaranteed
 }

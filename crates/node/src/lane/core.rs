@@ -19,7 +19,7 @@ use super::links::{Links, Order};
 use super::machine::Machine;
 use super::message::{Command, Traffic};
 use super::watch::Watches;
-use crate::budget::Budget;
+use crate::budget::Shares;
 use crate::front::Front;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::{Ending, Outcome, Progress, Request, Waiting};
@@ -30,9 +30,8 @@ use crate::probe::Gap;
 
 /// Gaps kept as an explanation of delays.
 const GAPS_MAX: usize = 64;
-/// Excess of one function that a lane judges: a fifth of what admission accounts for, and at once no more than this.
-const EXCESS_PART: u32 = 5;
-const EXCESS_AT_ONCE_MAX: u32 = 100;
+/// Excess that a lane takes at once; admission accounts for that of both.
+pub(crate) const EXCESS_AT_ONCE: u32 = 10;
 /// How many leases may wait for their instance at once.
 const LEASES_MAX: usize = 1_000;
 
@@ -61,6 +60,9 @@ pub(crate) struct Core<M> {
     /// The counters as last written to the evidence.
     counted: Vec<Counters>,
     drained: Option<oneshot::Sender<()>>,
+    /// What the guaranteed functions may have this lane do beyond their guarantees: in the guaranteed lane requests that take
+    /// no slot, in the other one requests and connections that are sent to the guaranteed lane.
+    excess: Shares<FunctionKey>,
     /// When resting instances were looked at last.
     pub(super) looked_at: Time,
 }
@@ -85,8 +87,6 @@ struct Function {
     deployment: Deployment,
     installing: Option<(Version, oneshot::Sender<Installed>)>,
     serving: Option<Version>,
-    /// Its excess that this lane answers before it pushes the sender off.
-    excess: Budget,
     /// What the last instance that did not become ready had to say.
     failure: String,
     /// Time its instances existed and ran invocations, summed.
@@ -97,6 +97,7 @@ struct Function {
 
 impl<M: Machine> Core<M> {
     pub(crate) fn new(machine: M, lane: Lane, links: Links, (front, rng): (Arc<Front>, ChaCha12Rng)) -> Self {
+        let excess = Shares::new(front.excess_per_second.div_ceil(2), EXCESS_AT_ONCE);
         Self {
             machine,
             lane,
@@ -117,6 +118,7 @@ impl<M: Machine> Core<M> {
             arriving: None,
             counted: Vec::new(),
             drained: None,
+            excess,
             looked_at: clock::now(),
         }
     }
@@ -215,13 +217,11 @@ impl<M: Machine> Core<M> {
             Command::Remove { function, done } => {
                 self.event(Event::Remove { function });
                 self.functions.remove(&function);
+                self.excess.leave(function);
                 let _ = done.send(());
             }
             Command::Route { name, route, done } => {
-                match route {
-                    Some(route) => self.routes.insert(name, route),
-                    None => self.routes.remove(&name),
-                };
+                self.routed(name, route);
                 let _ = done.send(());
             }
             Command::PreInvoke { function, lead, done } => self.pre_invoke(function, lead, done),
@@ -276,13 +276,11 @@ impl<M: Machine> Core<M> {
 
     fn install(&mut self, deployment: Deployment, image: Arc<Image>, done: oneshot::Sender<Installed>) {
         let (key, version) = (deployment.function, deployment.version);
-        let excess = self.front.excess_per_second.div_ceil(EXCESS_PART);
         let function = self.functions.entry(key).or_insert_with(|| Function {
             images: BTreeMap::new(),
             deployment: deployment.clone(),
             installing: None,
             serving: None,
-            excess: Budget::new(excess, excess.min(EXCESS_AT_ONCE_MAX)),
             failure: String::new(),
             held: Duration::ZERO,
             used: Duration::ZERO,
@@ -324,7 +322,7 @@ impl<M: Machine> Core<M> {
         let waiting = Waiting { request, answer, class, progress: Progress::default() };
         match (standing, self.lane) {
             (Standing::Suspended, _) => turn_away(waiting, Refusal::Suspended),
-            (Standing::Guaranteed, Lane::BestEffort) if self.may_forward(waiting.request.function) => {
+            (Standing::Guaranteed, Lane::BestEffort) if self.spend_excess(waiting.request.function).is_ok() => {
                 self.hand_over(waiting, Traffic::Forwarded);
             }
             // Far beyond any envelope: the guaranteed lane need not look at it to know.
@@ -365,14 +363,26 @@ impl<M: Machine> Core<M> {
         }
     }
 
-    /// Charges excess of a function to its budget; whoever sent what finds it empty is moved off the lane.
+    /// Charges the guaranteed lane's work for a request that takes no slot; whoever finds nothing left keeps off that lane.
     pub(super) fn spend_excess(&mut self, function: FunctionKey) -> Result<(), Time> {
-        self.functions.get_mut(&function).map_or(Ok(()), |known| known.excess.spend(clock::now()))
+        self.excess.spend(function, clock::now())
     }
 
-    /// Whether the guaranteed lane shall judge one more request that came while its connection is off that lane.
-    fn may_forward(&mut self, function: FunctionKey) -> bool {
-        self.functions.get_mut(&function).is_some_and(|known| known.excess.spend(clock::now()).is_ok())
+    fn routed(&mut self, name: FunctionName, route: Option<Route>) {
+        let before = match route {
+            Some(route) => {
+                match route.standing {
+                    Standing::Guaranteed => self.excess.join(route.key),
+                    Standing::BestEffort | Standing::Suspended => self.excess.leave(route.key),
+                }
+                let key = route.key;
+                self.routes.insert(name, route).filter(|before| before.key != key)
+            }
+            None => self.routes.remove(&name),
+        };
+        if let Some(before) = before {
+            self.excess.leave(before.key);
+        }
     }
 
     /// The client of an invocation that the guaranteed lane demoted went away.
@@ -440,7 +450,7 @@ impl<M: Machine> Core<M> {
         };
         let arn = HeaderValue::from_str(&self.front.home.arn(&image.spec.name))
             .expect("invariant: names, regions and accounts are ASCII without control characters");
-        self.instances.insert(instance, Instance::starting(function, arn, on));
+        self.instances.insert(instance, Instance::starting((function, image.spec.runtime), arn, on));
         if self.links.order(Order::Start { instance, image, on }).is_err() {
             self.note_failure(instance, "the node starts too many instances at once");
             self.instances.remove(&instance);

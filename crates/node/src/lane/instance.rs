@@ -7,12 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine::port::Placement;
 use http::{HeaderValue, Response};
-use model::{FunctionKey, InvocationId, Time};
+use model::{FunctionKey, InvocationId, Runtime, Time};
 use runtime::api::{ConnectionId, Session};
 use runtime::sys::clock;
 use tokio::sync::oneshot;
 
 use super::idle::Rest;
+use super::ration::Ration;
 use crate::instance::Running;
 use crate::lambda::invoke;
 
@@ -43,6 +44,7 @@ pub(super) struct Instance {
     pub(super) held_since: Time,
     pub(super) used: Duration,
     pub(super) rest: Rest,
+    pub(super) ration: Ration,
 }
 
 /// Whether the instance's threads have the class its placement asks for. They get it when the first `/next` shows that the
@@ -63,7 +65,7 @@ enum Fate {
 }
 
 impl Instance {
-    pub(super) fn starting(function: FunctionKey, arn: HeaderValue, on: Placement) -> Self {
+    pub(super) fn starting((function, runtime): (FunctionKey, Runtime), arn: HeaderValue, on: Placement) -> Self {
         let now = clock::now();
         Self {
             function,
@@ -82,6 +84,7 @@ impl Instance {
             held_since: now,
             used: Duration::ZERO,
             rest: Rest::default(),
+            ration: Ration::new(runtime),
         }
     }
 
@@ -97,6 +100,10 @@ impl Instance {
         if let Some(running) = &self.running {
             running.kill();
         }
+    }
+
+    pub(super) fn is_doomed(&self) -> bool {
+        self.fate == Fate::Doomed
     }
 
     /// The core its threads are pinned to.
@@ -182,7 +189,7 @@ mod tests {
     #[test]
     fn the_first_invocation_alone_is_told_how_long_the_start_took() {
         for on in [Placement::BestEffort, Placement::RealTime { core: 0, priority: 10 }] {
-            let mut instance = Instance::starting(FunctionKey(1), HeaderValue::from_static("arn"), on);
+            let mut instance = Instance::starting((FunctionKey(1), Runtime::Python), HeaderValue::from_static("arn"), on);
             assert_eq!(instance.take_start(), None);
             instance.settle();
             instance.take_start().unwrap();

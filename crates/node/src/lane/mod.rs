@@ -12,7 +12,11 @@ mod instance;
 pub(crate) mod links;
 mod machine;
 pub(crate) mod message;
+pub(crate) mod ration;
 pub(crate) mod watch;
+
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -48,8 +52,8 @@ const FRONT_CORE: u16 = 0;
 /// Connections that one lane holds at once; one more is closed before anything of it is read.
 const CONNECTIONS_MAX: usize = 8_192;
 /// Accepts per second, and at once, that the guaranteed lane's admission accounts for.
-pub(crate) const ACCEPTS_PER_SECOND: u32 = 500;
-const ACCEPTS_AT_ONCE: u32 = 100;
+pub(crate) const ACCEPTS_PER_SECOND: u32 = 300;
+pub(crate) const ACCEPTS_AT_ONCE: u32 = 10;
 /// The pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 

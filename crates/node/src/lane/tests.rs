@@ -1,0 +1,268 @@
+//! Lanes driven by hand: a machine that does as told, real connections on loopback, and queues that nobody else reads.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use engine::port::{Action, Deployment, Event, Placement};
+use journal::record::Counters;
+use model::{FunctionKey, FunctionName, InstanceId, Version};
+use rand::SeedableRng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::links::Order;
+use super::*;
+use crate::auth::keys::{Keys, Secret};
+use crate::auth::origin::Hosts;
+use crate::auth::{Metrics, Policy};
+use crate::lambda::Home;
+use crate::lanes::{Image, Route, Standing};
+use crate::scribe;
+
+type Rule = dyn FnMut(Time, Event, &mut Vec<Action>);
+
+/// Answers every event with what its rule says.
+pub(super) struct Fake {
+    rule: Box<Rule>,
+}
+
+impl Machine for Fake {
+    fn handle(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
+        (self.rule)(now, event, actions);
+    }
+
+    fn next_wake(&self) -> Option<Time> {
+        None
+    }
+
+    fn wake(&mut self, _: Time, _: &mut Vec<Action>) {}
+
+    fn is_drained(&self) -> bool {
+        true
+    }
+
+    fn counters(&self) -> Vec<Counters> {
+        Vec::new()
+    }
+}
+
+/// What leaves a lane.
+pub(super) struct Outside {
+    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) other_lane: mpsc::Receiver<Traffic>,
+    pub(super) management: mpsc::Receiver<Moved>,
+    pub(super) scribe: mpsc::Receiver<scribe::Order>,
+}
+
+const TOKEN: &str = "token";
+const EXCESS_PER_SECOND: u32 = 200;
+
+fn address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9000))
+}
+
+fn front() -> Arc<Front> {
+    let secret = |text: &str| Secret::new(text.to_owned());
+    let keys = Keys { access_key_id: "id".to_owned(), secret_access_key: secret("secret"), token: secret(TOKEN) };
+    Arc::new(Front {
+        home: Home::default(),
+        policy: Policy { hosts: Hosts::new(address(), std::iter::empty()), metrics: Metrics::default() },
+        keys,
+        excess_per_second: EXCESS_PER_SECOND,
+    })
+}
+
+/// A lane whose queues to the outside hold so many.
+pub(super) fn lane_with(
+    which: lanes::Lane,
+    queue: usize,
+    rule: impl FnMut(Time, Event, &mut Vec<Action>) + 'static,
+) -> (Rc<Lane<Fake>>, Outside) {
+    let (orders, orders_out) = mpsc::channel(queue);
+    let (other_lane, other_lane_out) = mpsc::channel(queue);
+    let (management, management_out) = mpsc::channel(queue);
+    let (scribe, scribe_out) = mpsc::channel(64);
+    let links = Links { orders, other_lane, management, scribe, records: Box::new(drop), seen_ns: Arc::default() };
+    let (front, rng) = (front(), ChaCha12Rng::seed_from_u64(7));
+    let lane = Rc::new(Lane {
+        core: RefCell::new(Core::new(Fake { rule: Box::new(rule) }, which, links, (Arc::clone(&front), rng))),
+        timer: sys::watch(clock::Timer::new().unwrap()).unwrap(),
+        armed: RefCell::new(None),
+        tasks: RefCell::new(JoinSet::new()),
+        spawned: Notify::new(),
+        access: RefCell::new(front.access()),
+        front,
+        which,
+    });
+    let outside = Outside { orders: orders_out, other_lane: other_lane_out, management: management_out, scribe: scribe_out };
+    (lane, outside)
+}
+
+pub(super) fn image(name: &str) -> Arc<Image> {
+    Arc::new(Image {
+        spec: serde_json::from_value(serde_json::json!({
+            "name": name, "runtime": "python", "runtime_name": "python", "handler": "app.run", "timeout": "3s",
+        }))
+        .unwrap(),
+        version: Version(1),
+        code: PathBuf::new(),
+        code_sha256: String::new(),
+    })
+}
+
+pub(super) fn route(lane: &Lane<Fake>, name: &str, key: u64) {
+    let (done, _) = tokio::sync::oneshot::channel();
+    let route = Route { key: FunctionKey(key), standing: Standing::Guaranteed, image: image(name) };
+    let name: FunctionName = name.parse().unwrap();
+    lane.with(|core| core.command(Command::Route { name, route: Some(route), done }));
+}
+
+/// Has the lane start an instance of a function, as its machine's rule says.
+pub(super) fn install(lane: &Lane<Fake>, name: &str, key: u64) {
+    let deployment = Box::new(Deployment {
+        function: FunctionKey(key),
+        name: name.parse().unwrap(),
+        tenant: model::Tenant::default(),
+        version: Version(1),
+        memory: model::Memory::default(),
+        timeout: Duration::from_secs(3),
+        reservation: None,
+    });
+    let (done, _) = tokio::sync::oneshot::channel();
+    lane.with(|core| core.command(Command::Install { deployment, image: image(name), done }));
+}
+
+/// Starts instance 1 when its function is installed.
+pub(super) fn start_one(_: Time, event: Event, actions: &mut Vec<Action>) {
+    if let Event::Install(deployment) = event {
+        let on = Placement::RealTime { core: 0, priority: 60 };
+        let (function, version) = (deployment.function, deployment.version);
+        actions.push(Action::Start { instance: InstanceId(1), function, version, on });
+    }
+}
+
+/// A client's connection to the lane.
+pub(super) async fn client_of(lane: &Rc<Lane<Fake>>) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, peer) = listener.accept().await.unwrap();
+    let manners = Manners::default();
+    lane.connect(Moved { stream: stream.into_std().unwrap(), peer, unread: bytes::BytesMut::new(), manners });
+    client
+}
+
+pub(super) fn request(function: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST /2015-03-31/functions/{function}/invocations HTTP/1.1\r\nHost: 127.0.0.1:9000\r\n\
+         Authorization: Bearer {TOKEN}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// Sends a request and reads what comes; `None` when the connection does not answer because it left the lane.
+pub(super) async fn ask(client: &mut TcpStream, outside: &mut Outside, text: &str) -> Option<String> {
+    client.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    tokio::select! {
+        read = client.read(&mut answer) => {
+            let count = read.unwrap_or(0);
+            Some(String::from_utf8_lossy(&answer[..count]).into_owned())
+        }
+        Some(Traffic::Connection(_)) = outside.other_lane.recv() => None,
+    }
+}
+
+pub(super) fn on_lane<F: Future<Output = ()>>(work: impl FnOnce() -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async { work().await });
+}
+
+/// Requests of one kind on one connection after the other, until the lane has answered for all of them or sent the
+/// connections away: how many it answered.
+async fn answered(lane: &Rc<Lane<Fake>>, outside: &mut Outside, (function, headers, body): (&str, &str, &str)) -> u32 {
+    let mut answered = 0;
+    for _ in 0..20 {
+        let mut client = client_of(lane).await;
+        for _ in 0..50 {
+            match ask(&mut client, outside, &request(function, headers, body)).await {
+                Some(answer) if answer.is_empty() => break,
+                Some(_) => answered += 1,
+                None => break,
+            }
+        }
+    }
+    answered
+}
+
+#[test]
+fn cheap_answers_are_charged_and_their_senders_sent_off() {
+    for (headers, body) in [("X-Amz-Invocation-Type: DryRun\r\n", "{}"), ("", "not JSON")] {
+        on_lane(async || {
+            let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 64, |_, _, _| {});
+            route(&lane, "beat", 1);
+            let begun = clock::now();
+            let answered = answered(&lane, &mut outside, ("beat", headers, body)).await;
+            let seconds = u32::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
+            // One on each connection may come before its charge, the rest is budget.
+            let most = 20 + core::EXCESS_AT_ONCE + EXCESS_PER_SECOND * seconds;
+            assert!((1..=most).contains(&answered), "{headers:?}: {answered} answers");
+        });
+    }
+}
+
+#[test]
+fn twelve_functions_that_flood_at_once_get_the_budget_of_one_node() {
+    on_lane(async || {
+        let (lane, _outside) = lane_with(lanes::Lane::Guaranteed, 64, |_, _, _| {});
+        (0..12).for_each(|key| route(&lane, &format!("f{key}"), key));
+        let mut core = lane.core.borrow_mut();
+        let begun = clock::now();
+        let mut spent: Vec<u32> = vec![0; 12];
+        for _ in 0..10_000 {
+            for key in 0..12 {
+                spent[usize::try_from(key).unwrap()] += u32::from(core.spend_excess(FunctionKey(key)).is_ok());
+            }
+        }
+        let seconds = u32::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
+        let sum: u32 = spent.iter().sum();
+        assert!(sum <= core::EXCESS_AT_ONCE + EXCESS_PER_SECOND / 2 * seconds, "{spent:?}");
+    });
+}
+
+/// Asks of an instance that are granted, out of many.
+fn granted(lane: &Lane<Fake>) -> u32 {
+    (0..1_000).map(|_| lane.with(|core| u32::from(core.asks(InstanceId(1)).is_ok()))).sum()
+}
+
+#[test]
+fn an_instance_that_asks_without_end_is_killed_and_its_log_says_so() {
+    on_lane(async || {
+        let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 64, start_one);
+        install(&lane, "greedy", 1);
+        assert!(matches!(outside.orders.try_recv(), Ok(Order::Start { instance: InstanceId(1), .. })));
+        assert_eq!(granted(&lane), ration::ASKS_PER_START);
+        let Ok(scribe::Order::Note { text, .. }) = outside.scribe.try_recv() else { panic!("its log says nothing") };
+        assert!(text.contains("may not ask for more"), "{text}");
+        assert!(outside.scribe.try_recv().is_err(), "it is told once");
+    });
+}
+
+#[test]
+fn an_instance_of_the_other_lane_takes_nothing_that_is_guaranteed() {
+    on_lane(async || {
+        let (lane, _outside) = lane_with(lanes::Lane::BestEffort, 64, start_one);
+        install(&lane, "greedy", 1);
+        assert_eq!(granted(&lane), 1_000);
+    });
+}
+
+#[test]
+fn a_request_for_the_management_leaves_with_its_connection() {
+    on_lane(async || {
+        let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 64, |_, _, _| {});
+        let mut client = client_of(&lane).await;
+        client.write_all(b"GET /v1/functions HTTP/1.1\r\nHost: 127.0.0.1:9000\r\n\r\n").await.unwrap();
+        let moved = outside.management.recv().await.unwrap();
+        assert!(moved.unread.starts_with(b"GET /v1/functions"));
+    });
+}
