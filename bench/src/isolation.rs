@@ -142,6 +142,8 @@ struct Row {
     /// From the intended send time to the last byte.
     end_to_end: Spread,
     on_time: u64,
+    /// Calls without a result, by what was answered.
+    failed: BTreeMap<String, u64>,
     /// Not taken as conforming although they were sent so; the generator was late or the way to the node was.
     nonconforming: u64,
     send_lag: Spread,
@@ -318,6 +320,10 @@ fn row(way: Way, crowd: Crowd, (subject, seen): (&Subject, &Seen), others: &[See
     let kept = || seen.calls.iter().filter(|call| way != Way::Guaranteed || call.conforming != Some(false));
     let count = |calls: usize| u64::try_from(calls).unwrap_or(u64::MAX);
     let sum = |what: fn(&Seen) -> u64| others.iter().map(what).sum();
+    let mut failed = BTreeMap::new();
+    for failure in kept().filter_map(|call| call.failure.clone()) {
+        *failed.entry(failure).or_default() += 1;
+    }
     Row {
         way,
         crowd: crowd.name(),
@@ -326,6 +332,7 @@ fn row(way: Way, crowd: Crowd, (subject, seen): (&Subject, &Seen), others: &[See
         start_delay: Spread::of(kept().filter_map(|call| call.start_delay)),
         end_to_end: Spread::of(kept().map(|call| call.latency)),
         on_time: count(kept().filter(|call| call.start_delay.is_some() && call.latency <= deadline).count()),
+        failed,
         nonconforming: count(seen.calls.len() - kept().count()),
         send_lag: Spread::of(seen.calls.iter().map(|call| call.lag)),
         recorded: Recorded::default(),

@@ -83,7 +83,7 @@ pub(crate) struct Seen {
 }
 
 /// One invocation. Times are nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Call {
     /// On the monotonic clock.
     pub(crate) intended: u64,
@@ -95,6 +95,8 @@ pub(crate) struct Call {
     pub(crate) start_delay: Option<u64>,
     /// What the node says it was.
     pub(crate) conforming: Option<bool>,
+    /// Why there is no result, in a word or two.
+    pub(crate) failure: Option<String>,
 }
 
 /// A generator that was started.
@@ -281,20 +283,34 @@ struct Handled {
     started_ns: u64,
 }
 
+/// What an answer without a result says; a body of another kind says nothing.
+#[derive(Default, Deserialize)]
+struct Failed {
+    #[serde(default, rename = "errorType", alias = "Type")]
+    kind: String,
+}
+
 impl Call {
     fn of(sample: &Sample, began: u64) -> Result<Self> {
         let intended = began + u64::try_from(sample.intended.as_nanos())?;
-        let (mut start_delay, mut conforming) = (None, None);
-        if let Outcome::Answered(answered) = &sample.outcome {
-            conforming = answered.conforming;
-            if answered.succeeded() {
+        let (mut start_delay, mut conforming, mut failure) = (None, None, None);
+        match &sample.outcome {
+            Outcome::Answered(answered) => {
+                conforming = answered.conforming;
                 let body = answered.result.as_deref().unwrap_or_default();
-                let handled: Handled = serde_json::from_slice(body).context("the function answered something else")?;
-                start_delay = Some(handled.started_ns.saturating_sub(intended));
+                if answered.succeeded() {
+                    let handled: Handled = serde_json::from_slice(body).context("the function answered something else")?;
+                    start_delay = Some(handled.started_ns.saturating_sub(intended));
+                } else {
+                    let said: Failed = serde_json::from_slice(body).unwrap_or_default();
+                    failure = Some(format!("{} {}", answered.status.as_u16(), said.kind));
+                }
             }
+            Outcome::Broken(error) => failure = Some(error.clone()),
+            Outcome::Unanswered => failure = Some("unanswered".to_owned()),
         }
         let lag = u64::try_from(sample.sent.saturating_sub(sample.intended).as_nanos())?;
         let latency = u64::try_from(sample.latency.as_nanos())?;
-        Ok(Self { intended, lag, latency, start_delay, conforming })
+        Ok(Self { intended, lag, latency, start_delay, conforming, failure })
     }
 }
