@@ -36,7 +36,7 @@ use crate::lane::{self, Inbox, Machine, Start, ThreadPlacement};
 use crate::lanes::Lane;
 use crate::logs::{self, Appender};
 use crate::management::{self, DataSource, EvidenceHealth, Host, Report, Usage};
-use crate::probe::{Gap, Probes};
+use crate::probe::{Gap, Probes, Pulses};
 use crate::recorder::{self, Health};
 use crate::registry::State;
 use crate::serve::{Error, Options, Ready};
@@ -97,6 +97,7 @@ struct Common {
     management: mpsc::Sender<Moved>,
     kit: Arc<Kit>,
     seen_ns: Arc<AtomicU64>,
+    pulses: Arc<Pulses>,
 }
 
 impl Node {
@@ -132,10 +133,10 @@ impl Node {
         self.start_lane(&mut threads, (Lane::Guaranteed, guaranteed), to_best_effort, (&common, Some(sink)))?;
         self.start_lane(&mut threads, (Lane::BestEffort, best_effort), to_guaranteed, (&common, None))?;
         let cores = self.cores.clone();
-        let probes = Probes::start(&self.cores, move |gap| {
+        let probes = Probes::start(&self.cores, &common.pulses, move |gap| {
             let Some(core) = cores.iter().position(|cpu| *cpu == gap.core).and_then(|at| u16::try_from(at).ok()) else { return };
             let gap = Gap { core, ..gap };
-            // A lane that cannot take news now loses evidence of a gap, never a promise.
+            // The lane reads the last gap from the pulse too; where it cannot take news now, earlier ones are lost as evidence.
             let _ = gap_news.try_send(News::Gap(gap));
         });
         let probes = probes.map_err(|source| Error::Thread { source })?;
@@ -208,6 +209,7 @@ impl Node {
             management: management_in,
             kit: Arc::new(kit),
             seen_ns: Arc::default(),
+            pulses: Arc::new(Pulses::new(self.cores.len())),
         };
         Ok((common, Inner { scribe: scribe_out, networks: networks_out, management: management_out }))
     }
@@ -233,6 +235,7 @@ impl Node {
             // Best effort leaves no evidence: nothing was promised.
             records: sink.unwrap_or_else(|| Box::new(drop)),
             seen_ns: Arc::clone(&common.seen_ns),
+            pulses: Arc::clone(&common.pulses),
         };
         let inbox = Inbox { commands: queues.commands.1, news: queues.news.1, traffic: queues.traffic.1 };
         let placement = match (which, self.classes) {

@@ -17,7 +17,7 @@ use runtime::http1::{After, Connection, Limits};
 use runtime::sys::{clock, sched};
 
 use crate::lane;
-use crate::probe::{self, Gap, Probes};
+use crate::probe::{self, Gap, Probes, Pulses};
 
 /// Invocations measured per core: one a millisecond.
 const ROUNDS: u32 = 600;
@@ -50,7 +50,7 @@ pub fn measure(cores: &[u16], classes: Classes) -> io::Result<Measured> {
     let gaps: Arc<Mutex<Vec<Gap>>> = Arc::default();
     let noted = Arc::clone(&gaps);
     // This list is taken by probes and read after they ended; the measurement's other threads never touch it.
-    let probes = Probes::start(cores, move |gap| {
+    let probes = Probes::start(cores, &Arc::new(Pulses::new(cores.len())), move |gap| {
         if let Ok(mut gaps) = noted.lock() {
             gaps.push(gap);
         }

@@ -82,6 +82,22 @@ impl Engine {
         }
     }
 
+    /// A core was taken away: what ran there could not, so the bounds of its invocations move by as much. The analysis counts
+    /// time of the core, in which nothing else on it ran either.
+    pub(super) fn missed(&mut self, core: u16, from: Time, until: Time) {
+        self.gaps.note(core, from, until);
+        for (id, invocation) in &mut self.invocations {
+            if let Invocation::Running { facts, until: bound, .. } = invocation
+                && facts.core == core
+            {
+                let taken = until.since(from.max(facts.delivered.unwrap_or(facts.arrived)));
+                self.timers.remove(&(*bound, Timer::Stop(*id)));
+                *bound += taken;
+                self.timers.insert((*bound, Timer::Stop(*id)));
+            }
+        }
+    }
+
     /// It is at its bound: it is stopped, and its client told so.
     pub(super) fn stop(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
         self.stop_as(id, End::Overran, actions);

@@ -226,6 +226,10 @@ impl Engine {
     /// # Panics
     /// On an invocation that arrives twice, and on a deployment without a reservation or without a core.
     pub fn handle(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
+        // Evidence of what was: whatever fell due during the gap is judged with it.
+        if let Event::ProbeGap { core, from, until } = event {
+            self.missed(core, from, until);
+        }
         self.wake(now, actions);
         match event {
             Event::Install(deployment) => self.install(*deployment, actions),
@@ -241,7 +245,7 @@ impl Engine {
             Event::Started { id, at } => self.started(id, at),
             Event::Ended { id, end, cpu } => self.ended(id, end, cpu, actions),
             Event::Overran { id, cpu } => self.overran(id, cpu, actions),
-            Event::ProbeGap { core, from, until } => self.gaps.note(core, from, until),
+            Event::ProbeGap { .. } => {}
             Event::Drain => self.drain(actions),
         }
     }

@@ -73,7 +73,7 @@ impl Promise {
     ///
     /// It is stopped at `due + R + T`, the admitted response bound, which the instances K and the bounds of all others
     /// rest on. Where the platform itself delivered it later than `due + S`, the bound moves by that delay: what was taken
-    /// from the invocation before its start is not taken from its run time a second time.
+    /// from the invocation before its start is not taken from its run time a second time. Gaps of its core move it too.
     pub(super) fn allowance(&self, due: Time, delivered: Time) -> Allowance {
         let run = self.bounds.response.saturating_sub(self.start_bound).max(self.terms.max_run_time);
         let until = (due + self.start_bound).max(delivered) + run + self.bounds.tolerance;

@@ -128,6 +128,22 @@ fn an_overrun_is_stopped_or_demoted_and_ends_by_its_bound() {
 }
 
 #[test]
+fn what_was_taken_from_a_core_is_not_taken_from_an_invocations_bound() {
+    for (core, ends) in [(0, 31), (1, 21)] {
+        let mut subject = subject(1, per_second(10), 1, 5 * MS);
+        subject.terms().on_overrun = OnOverrun::Demote;
+        subject.reservation().response_bound = 20 * MS;
+        let mut world = serving(&[&subject]);
+        world.faults = Faults { overrun: 1000, ..Faults::default() };
+        world.arrive_in(Duration::ZERO, 1, None);
+        world.gap_in(13 * MS, core, 10 * MS);
+        world.run_for(Duration::from_millis(90));
+        let record = world.records().next().unwrap();
+        assert_eq!((record.core, record.end, record.ended), (0, End::Overran, record.arrived + ends * MS));
+    }
+}
+
+#[test]
 fn a_lease_holds_an_instance_and_its_input_starts_at_once() {
     let mut subject = subject(1, per_second(10), 1, 5 * MS);
     subject.terms().lead = 50 * MS;

@@ -30,6 +30,8 @@ use crate::probe::Gap;
 
 /// Gaps kept as an explanation of delays.
 const GAPS_MAX: usize = 64;
+/// A gap that lasts is taken in piece by piece, none shorter than this.
+const GAP_PIECE: Duration = Duration::from_micros(500);
 /// Excess that a lane takes at once; admission accounts for that of both.
 pub(crate) const EXCESS_AT_ONCE: u32 = 10;
 /// How many leases may wait for their instance at once.
@@ -55,6 +57,8 @@ pub(crate) struct Core<M> {
     pub(super) stolen: BTreeMap<u16, Duration>,
     /// The last gaps of all probes.
     pub(super) recent_gaps: VecDeque<Gap>,
+    /// Until when the gaps of each core are taken in; of one that lasts, the rest follows.
+    gaps_until: BTreeMap<u16, Time>,
     /// The invocation whose arrival the machine is told just now.
     pub(super) arriving: Option<InvocationId>,
     /// The counters as last written to the evidence.
@@ -115,6 +119,7 @@ impl<M: Machine> Core<M> {
             actions: Vec::new(),
             stolen: BTreeMap::new(),
             recent_gaps: VecDeque::new(),
+            gaps_until: BTreeMap::new(),
             arriving: None,
             counted: Vec::new(),
             drained: None,
@@ -161,6 +166,7 @@ impl<M: Machine> Core<M> {
     }
 
     fn wake_machine(&mut self, now: Time) {
+        self.sense_gaps(now);
         self.machine.wake(now, &mut self.actions);
         self.run_actions(now);
     }
@@ -264,14 +270,33 @@ impl<M: Machine> Core<M> {
         }
     }
 
-    pub(super) fn gap(&mut self, gap: Gap) {
-        *self.stolen.entry(gap.core).or_default() += gap.until.since(gap.from);
+    /// Takes in what the probes missed up to `now`, before anything that fell due meanwhile is laid to an invocation's charge.
+    fn sense_gaps(&mut self, now: Time) {
+        let pulses = Arc::clone(&self.links.pulses);
+        for gap in pulses.missed(now) {
+            let known = self.gaps_until.get(&gap.core).copied().unwrap_or_default();
+            if GAP_PIECE <= gap.until.since(gap.from.max(known)) {
+                self.gap(now, gap);
+            }
+        }
+    }
+
+    /// Takes in what is new of a gap.
+    pub(super) fn gap(&mut self, now: Time, gap: Gap) {
+        let known = self.gaps_until.entry(gap.core).or_default();
+        let (core, from, until) = (gap.core, gap.from.max(*known), gap.until);
+        if until <= from {
+            return;
+        }
+        *known = until;
+        *self.stolen.entry(core).or_default() += until.since(from);
         if GAPS_MAX <= self.recent_gaps.len() {
             self.recent_gaps.pop_front();
         }
-        self.recent_gaps.push_back(gap);
-        self.links.note(Record::ProbeGap { core: gap.core, from: gap.from, until: gap.until });
-        self.event(Event::ProbeGap { core: gap.core, from: gap.from, until: gap.until });
+        self.recent_gaps.push_back(Gap { core, from, until });
+        self.links.note(Record::ProbeGap { core, from, until });
+        self.machine.handle(now, Event::ProbeGap { core, from, until }, &mut self.actions);
+        self.run_actions(now);
     }
 
     fn install(&mut self, deployment: Deployment, image: Arc<Image>, done: oneshot::Sender<Installed>) {

@@ -13,6 +13,7 @@ use super::message::{Moved, Traffic};
 use crate::instance::Running;
 use crate::invocation::Waiting;
 use crate::lanes::Image;
+use crate::probe::Pulses;
 use crate::scribe;
 
 /// Invocations and connections that may be on their way from one lane to the other.
@@ -36,6 +37,8 @@ pub(crate) struct Links {
     pub(crate) records: RecordSink,
     /// The largest dispatch delay beyond S that no gap explains, nanoseconds.
     pub(crate) seen_ns: Arc<AtomicU64>,
+    /// Where the probes say whether they run.
+    pub(crate) pulses: Arc<Pulses>,
 }
 
 /// The queue is full or its reader is gone.

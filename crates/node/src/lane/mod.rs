@@ -244,7 +244,7 @@ fn news_of<M: Machine>(lane: &Rc<Lane<M>>, news: News) {
         }
         News::StartFailed { instance, failure } => lane.with(|core| core.start_failed(instance, &failure)),
         News::Placed { instance } => lane.with(|core| core.placed(instance)),
-        News::Gap(gap) => lane.with(|core| core.gap(gap)),
+        News::Gap(gap) => lane.with(|core| core.gap(clock::now(), gap)),
     }
 }
 

@@ -105,9 +105,11 @@ impl<M: Machine> Core<M> {
         let aside = running.pushed_aside().saturating_sub(watch.pushed_aside_before);
         let stolen = self.stolen_on(watch.core).saturating_sub(watch.stolen_before);
         let own = now.since(watch.delivered).saturating_sub(aside).saturating_sub(stolen);
-        let rest = watch.run_time.saturating_sub(own).min(watch.cpu_budget.saturating_sub(cpu));
+        // A machine that does not know what was stolen from it counts it as used.
+        let cpu_left = watch.cpu_budget.saturating_sub(cpu.saturating_sub(stolen));
+        let rest = watch.run_time.saturating_sub(own).min(cpu_left);
         // What waits for its core right now is pushed aside right now, which the kernel counts only once it runs again.
-        let undecided = rest.is_zero() && cpu < watch.cpu_budget && running.wants_its_core();
+        let undecided = rest.is_zero() && !cpu_left.is_zero() && running.wants_its_core();
         if undecided {
             self.watches.set(id, Watch { at: now + LOOK_AGAIN, ..watch });
         } else if rest.is_zero() {
