@@ -186,9 +186,13 @@ fn what_cannot_run_is_refused_at_deploy_in_words() {
     };
     refused("nothing", "runtime = \"provided\"\n", &[("readme", "")], "bootstrap");
     refused("asleep", "runtime = \"provided\"\n", &[("bootstrap", "#!/bin/sh\n")], "executable");
-    // Without a guarantee the first invocation starts the first instance and says the same.
+    let plain = "runtime = \"python\"\nhandler = \"app.run\"\n";
+    refused("nowhere", plain, &[("other.py", "")], "no app.py for the handler `app.run`");
+    refused("formless", "runtime = \"nodejs\"\nhandler = \"run\"\n", &[("run.js", "")], "module.export");
+    refused("foreign", &format!("{plain}[environment]\nAWS_REGION = \"x\"\n"), &[("app.py", "")], "AWS_REGION");
+    // What loading shows, a deployment says of a guaranteed function; without a guarantee the first invocation does.
     let python = &format!("runtime = \"python\"\nhandler = \"app.run\"\nmemory = \"128MB\"\n{GUARANTEED}");
-    refused("absent", python, &[("other.py", "")], "No module named 'app'");
+    refused("absent", python, &[("app.py", "import nothing")], "No module named 'nothing'");
     refused("empty", python, &[("app.py", "")], "run");
     refused("broken", python, &[("app.py", "def run(:\n")], "SyntaxError");
     refused("dying", python, &[("app.py", "raise SystemExit(7)\n")], "7");

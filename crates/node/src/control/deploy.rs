@@ -17,7 +17,6 @@ use crate::code::Code;
 use crate::lanes::{Closed, Image, Installed, Lane};
 use crate::registry::{Admitted, Change as Entry, Deployed, Function, LastUpdate, State};
 
-const MAX_ENVIRONMENT_BYTES: usize = 4096;
 const MAX_DESCRIPTION: usize = 256;
 const MAX_HANDLER: usize = 128;
 const MAX_TAGS: usize = 50;
@@ -87,6 +86,8 @@ impl Service {
         {
             return Err(Error::Revision { function: deploy.name.clone(), found: old.revision, wanted });
         }
+        // AWS's clients change code and configuration one after the other: in between, the handler need not be in the package.
+        let whole = matches!(deploy.change, Change::Put { .. });
         let (spec, package) = match deploy.change {
             Change::Create { .. } if old.is_some() => return Err(Error::Exists { function: deploy.name }),
             Change::Create { spec, package } => (*spec, Some(package)),
@@ -107,9 +108,9 @@ impl Service {
             (None, Some(old)) => old.current.code,
             (None, None) => return Err(Error::NoCode { function: deploy.name }),
         };
-        if spec.runtime == Runtime::Provided {
+        if whole || spec.runtime == Runtime::Provided {
             let tree = self.parts.codes.tree(&code.id);
-            runtime::package::check_provided(&tree).map_err(|error| Error::Code {
+            runtime::package::check_handler(&spec, &tree).map_err(|error| Error::Code {
                 function: deploy.name.clone(),
                 source: crate::code::Error::Package { source: Box::new(error) },
             })?;
@@ -394,16 +395,8 @@ fn check(name: &FunctionName, spec: &FunctionSpec) -> Result<(), Error> {
     if spec.name != *name {
         return invalid("name", format!("it says `{}`", spec.name));
     }
-    let environment: usize = spec.environment.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if MAX_ENVIRONMENT_BYTES < environment {
-        return invalid("environment", format!("{environment} bytes, the limit is {MAX_ENVIRONMENT_BYTES}"));
-    }
-    let bad_key = |key: &&String| key.is_empty() || key.contains(['=', '\0']);
-    if let Some(key) = spec.environment.keys().find(bad_key) {
-        return invalid("environment", format!("`{}` cannot be the name of a variable", key.escape_debug()));
-    }
-    if let Some((key, _)) = spec.environment.iter().find(|(_, value)| value.contains('\0')) {
-        return invalid("environment", format!("the value of `{key}` holds a zero byte"));
+    if let Err(error) = runtime::environment::check(&spec.environment) {
+        return invalid("environment", error.to_string());
     }
     if MAX_DESCRIPTION < spec.description.chars().count() {
         return invalid(

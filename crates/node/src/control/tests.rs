@@ -109,8 +109,8 @@ impl Lanes for FakeLanes {
         let mut inner = self.call(format!("install {} {} {lane:?}", deployment.name, deployment.version));
         assert!(image.code.is_dir(), "the code of {} is there", deployment.name);
         match image.spec.handler.as_str() {
-            "broken" => now(Ok(Installed::CannotServe { log: "ImportError: no module named nothing".to_owned() })),
-            "slow" => Box::pin(std::future::pending()),
+            "main.broken" => now(Ok(Installed::CannotServe { log: "ImportError: no module named nothing".to_owned() })),
+            "main.slow" => Box::pin(std::future::pending()),
             _ => {
                 inner.serving.insert((deployment.function, lane == Lane::Guaranteed), deployment);
                 now(Ok(Installed::Serving))
@@ -277,7 +277,8 @@ impl World {
 
 pub(crate) fn spec(name: &str, guarantee: &str, handler: &str) -> FunctionSpec {
     let guarantee = if guarantee.is_empty() { String::new() } else { format!("[guarantee]\n{guarantee}") };
-    let text = format!("name = \"{name}\"\nruntime = \"python3.12\"\nhandler = \"{handler}\"\nmemory = \"64MB\"\n{guarantee}");
+    let text =
+        format!("name = \"{name}\"\nruntime = \"python3.12\"\nhandler = \"main.{handler}\"\nmemory = \"64MB\"\n{guarantee}");
     model::config::parse(&text).unwrap()
 }
 
@@ -300,6 +301,25 @@ async fn a_deployed_function_serves_and_is_back_after_a_restart() {
     let again = world.function("a");
     assert_eq!((again.created_ms, &again.current), (deployed.created_ms, &deployed.current));
     assert!(generation < again.admitted.unwrap().generation, "arrivals are counted anew");
+}
+
+#[tokio::test]
+async fn what_no_instance_could_start_with_is_refused_before_anything_changes() {
+    let world = World::new().await;
+    let mut reserved = spec("a", "", "h");
+    reserved.environment.insert("AWS_REGION".to_owned(), "eu-west-1".to_owned());
+    let mut elsewhere = spec("a", "", "h");
+    "other.h".clone_into(&mut elsewhere.handler);
+    for (spec, said) in [(reserved, "AWS_REGION are reserved"), (elsewhere.clone(), "no other.py for the handler `other.h`")] {
+        let error = world.put(spec, b"one").await.unwrap_err();
+        assert!(error.explain().contains(said), "{}", error.explain());
+        assert!(!world.has("a") && world.lanes.take_calls().is_empty());
+    }
+    // Code and configuration one by one, as AWS's clients bring them, meet in the end.
+    let create = Change::Create { spec: Box::new(elsewhere), package: Bytes::from_static(b"one") };
+    let name: FunctionName = "a".parse().unwrap();
+    world.control.deploy(Deploy { name, change: create, revision: None, answer: Answer::WhenServing }).await.unwrap();
+    world.check();
 }
 
 #[tokio::test]
@@ -341,7 +361,7 @@ async fn a_version_that_is_never_ready_gives_way_to_the_old_one() {
     world.put(spec("a", TERMS, "h"), b"one").await.unwrap();
     let error = world.put(spec("a", TERMS, "slow"), b"two").await.unwrap_err();
     assert!(matches!(error, Error::NotReady { .. }), "{error}");
-    assert_eq!(world.function("a").current.spec.handler, "h");
+    assert_eq!(world.function("a").current.spec.handler, "main.h");
     world.check();
 }
 
@@ -622,7 +642,7 @@ async fn a_closing_node_gives_up_an_installation_and_the_old_version_is_back_aft
     });
     assert!(matches!(outcome, Err(Error::Closing)));
     let world = world.restart(options()).await;
-    assert_eq!(world.function("a").current.spec.handler, "h");
+    assert_eq!(world.function("a").current.spec.handler, "main.h");
     assert!(matches!(world.function("a").last_update, LastUpdate::Failed { .. }));
     world.check();
 }

@@ -81,7 +81,7 @@ impl Site {
         } else {
             format!("[guarantee]\nrate = \"{rate}\"\nmax_run_time = \"5ms\"\nlead = \"200ms\"")
         };
-        let toml = format!("name = \"{name}\"\nruntime = \"python3.12\"\nhandler = \"h\"\n{guarantee}");
+        let toml = format!("name = \"{name}\"\nruntime = \"python3.12\"\nhandler = \"main.h\"\n{guarantee}");
         let body = json!({ "takt_toml": toml, "zip": STANDARD.encode("code") });
         self.json(Method::PUT, &format!("/v1/functions/{name}"), Some(body)).await
     }

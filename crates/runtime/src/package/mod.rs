@@ -7,6 +7,7 @@
 
 mod directory;
 mod entries;
+mod handler;
 mod links;
 
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+pub use self::handler::check_handler;
 use crate::bootstrap::PROVIDED_FILE;
 
 /// The largest zip that is taken, in bytes, as on AWS.
@@ -56,6 +58,10 @@ pub enum Error {
          under that name, with its executable bit set"
     )]
     NoProgram { found: &'static str },
+    #[error("the handler `{handler}` is not of the form {form}")]
+    HandlerForm { handler: String, form: &'static str },
+    #[error("the package has no {looked_for} for the handler `{handler}`")]
+    NoHandler { handler: String, looked_for: String },
     #[error("cannot write the package to `{}`", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
