@@ -82,7 +82,8 @@ pub(super) fn lane_with(
     let (other_lane, other_lane_out) = mpsc::channel(queue);
     let (management, management_out) = mpsc::channel(queue);
     let (scribe, scribe_out) = mpsc::channel(64);
-    let links = Links { orders, other_lane, management, scribe, records: Box::new(drop), seen_ns: Arc::default() };
+    let pulses = Arc::new(crate::probe::Pulses::new(0));
+    let links = Links { orders, other_lane, management, scribe, records: Box::new(drop), seen_ns: Arc::default(), pulses };
     let (front, rng) = (front(), ChaCha12Rng::seed_from_u64(7));
     let lane = Rc::new(Lane {
         core: RefCell::new(Core::new(Fake { rule: Box::new(rule) }, which, links, (Arc::clone(&front), rng))),
