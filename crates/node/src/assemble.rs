@@ -20,7 +20,7 @@ use runtime::environment::Credentials;
 use runtime::host::Grant;
 use runtime::launcher::{self, Standing};
 use runtime::sandbox::{self, Language};
-use runtime::sys::clock;
+use runtime::sys::{clock, sched};
 use runtime::{bootstrap, package};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -41,6 +41,7 @@ use crate::recorder::{self, Health};
 use crate::registry::State;
 use crate::serve::{Error, Options, Ready};
 use crate::starter::{self, Ends, Kit, NETWORKS_MAX, NetworkKit, NetworkOrder};
+use crate::starts::{self, Limits, Nursery};
 use crate::store::Sqlite;
 use crate::threads::Threads;
 use crate::{backup, manage, scribe};
@@ -96,6 +97,7 @@ struct Common {
     networks: mpsc::Sender<NetworkOrder>,
     management: mpsc::Sender<Moved>,
     kit: Arc<Kit>,
+    limits: Arc<Limits>,
     seen_ns: Arc<AtomicU64>,
     pulses: Arc<Pulses>,
 }
@@ -114,9 +116,9 @@ impl Node {
         let to_lanes = [guaranteed.traffic.0.clone(), best_effort.traffic.0.clone()];
         let [to_guaranteed, to_best_effort] = to_lanes;
         let starter = common.starter_ends(guaranteed_orders, &guaranteed);
-        let wide = self.start_starter(&mut threads, Lane::Guaranteed, starter, &common.kit)?;
+        let wide = self.start_starter(&mut threads, Lane::Guaranteed, starter, &common)?;
         let starter = common.starter_ends(best_effort_orders, &best_effort);
-        let narrow = self.start_starter(&mut threads, Lane::BestEffort, starter, &common.kit)?;
+        let narrow = self.start_starter(&mut threads, Lane::BestEffort, starter, &common)?;
         if let Some(reason) = &wide.no_real_time {
             self.classes = Classes::Ordinary;
             self.capacity.level = Level::Soft;
@@ -140,7 +142,7 @@ impl Node {
             let _ = gap_news.try_send(News::Gap(gap));
         });
         let probes = probes.map_err(|source| Error::Thread { source })?;
-        let seen_ns = Arc::clone(&common.seen_ns);
+        let (seen_ns, limits) = (Arc::clone(&common.seen_ns), Arc::clone(&common.limits));
         drop(common);
         let serving = Serving {
             node: &self,
@@ -148,6 +150,7 @@ impl Node {
             evidence: evidence.handle.clone(),
             logs: logs_out,
             seen_ns,
+            limits,
             missing: missing.into_iter().collect(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
@@ -192,7 +195,6 @@ impl Node {
                 secret_access_key: "not-a-secret".to_owned(),
                 session_token: "not-a-token".to_owned(),
             },
-            classes: self.classes,
             cores: self.cores.clone(),
             network: NetworkKit {
                 given: self.outbound.clone(),
@@ -208,6 +210,7 @@ impl Node {
             networks: networks_in,
             management: management_in,
             kit: Arc::new(kit),
+            limits: Arc::new(Limits::new(self.capacity.cores)),
             seen_ns: Arc::default(),
             pulses: Arc::new(Pulses::new(self.cores.len())),
         };
@@ -266,7 +269,11 @@ impl Node {
     }
 
     /// Starts a lane's starter with its launcher. Returns what the launcher can hold.
-    fn start_starter(&self, threads: &mut Threads, which: Lane, ends: Ends, kit: &Arc<Kit>) -> Result<Standing, Error> {
+    fn start_starter(&self, threads: &mut Threads, which: Lane, ends: Ends, common: &Common) -> Result<Standing, Error> {
+        let nursery = match (which, self.classes) {
+            (Lane::Guaranteed, Classes::RealTime) => Some(Nursery::new(Arc::clone(&common.limits), self.cores.clone())),
+            (Lane::Guaranteed, Classes::Ordinary) | (Lane::BestEffort, _) => None,
+        };
         let users = u32::try_from(launcher::INSTANCES_MAX).expect("invariant: the limit is small");
         let options = launcher::Options {
             program: self.options.program.clone(),
@@ -277,24 +284,29 @@ impl Node {
                     Lane::Guaranteed => 0,
                     Lane::BestEffort => users,
                 },
+            priority: nursery.as_ref().map(|_| starts::MAKER_PRIORITY),
         };
         let name = format!("starter-{}", name_of(which));
         let (told, standing) = std::sync::mpsc::sync_channel(1);
-        let kit = Arc::clone(kit);
+        let kit = Arc::clone(&common.kit);
         let started = threads.start_async(&name, move || async move {
-            let (client, service, classes) = match launcher::spawn(&options) {
+            let (client, service, nursery) = match launcher::spawn(&options) {
                 Ok((client, service, standing)) => {
-                    let classes = if standing.no_real_time.is_some() { Classes::Ordinary } else { kit.classes };
+                    let nursery = nursery.filter(|_| standing.no_real_time.is_none());
                     // The node waits for this answer.
                     let _ = told.send(Ok(standing));
-                    (client, service, classes)
+                    (client, service, nursery)
                 }
                 Err(error) => {
                     let _ = told.send(Err(error));
                     return Ok(());
                 }
             };
-            starter::run((client, service), kit, classes, ends).await.map_err(|error| error.to_string())
+            if nursery.is_some() {
+                let class = sched::Class::Fifo { priority: starts::MAKER_PRIORITY };
+                sched::set_current(class).map_err(|error| error.to_string())?;
+            }
+            starter::run((client, service), (kit, nursery), ends).await.map_err(|error| error.to_string())
         });
         started.map_err(|source| Error::Thread { source })?;
         let standing =
@@ -371,6 +383,7 @@ struct Serving<'a> {
     logs: logs::Logs,
     /// The largest dispatch delay beyond S that no gap explains, nanoseconds.
     seen_ns: Arc<AtomicU64>,
+    limits: Arc<Limits>,
     missing: Vec<String>,
 }
 
@@ -424,12 +437,14 @@ impl Serving<'_> {
     fn control_options(&self) -> control::Options {
         control::Options {
             capacity: self.node.capacity.clone(),
+            starts: Arc::clone(&self.limits),
             outbound: self.node.outbound.clone(),
             costs: control::Costs {
                 cold_start_python: Duration::from_millis(500),
                 cold_start_nodejs: Duration::from_secs(1),
                 cold_start_provided: Duration::from_millis(250),
                 recycle: Duration::from_millis(1),
+                instance_cost: Duration::from_micros(300),
             },
             install_limit: Duration::from_secs(60),
             code_grace: model::FunctionSpec::MAX_TIMEOUT,

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use model::Level;
 use plan::admission::{NodeCapacity, Periodic};
+use runtime::sys::sched::{self, Throttle};
 
 use crate::calibrate::{Classes, Measured};
 use crate::lane::{ACCEPTS_PER_SECOND, ration, watch};
 use crate::starter::STARTS_PER_SECOND;
+use crate::starts;
 
 /// Of the machine's memory, what instances of guaranteed functions may reserve, in hundredths.
 const MEMORY_HUNDREDTHS: u64 = 60;
@@ -17,9 +19,6 @@ const INSTANCES_MAX: u32 = 1_024;
 const PROBE: Periodic = Periodic { cost: Duration::from_micros(10), period: Duration::from_millis(1) };
 /// One switch between threads, cache effects included.
 const CONTEXT_SWITCH: Duration = Duration::from_micros(5);
-/// What a runtime uses per invocation around its handler: reading it, parsing it, sending the result. Python's is the
-/// largest of the three; the start benchmark prints all of them.
-const RUNTIME_COST: Duration = Duration::from_micros(300);
 /// One accept with the first look at its connection. The first request on it may be answered before anything is charged, so
 /// that it counts like an invocation beside this.
 const ACCEPT_COST: Duration = Duration::from_micros(60);
@@ -55,15 +54,27 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         front_budget: Periodic { cost: budget, period: FRONT_PERIOD },
         tick: PROBE,
         context_switch: CONTEXT_SWITCH,
-        instance_cost: RUNTIME_COST,
         overshoot: watch::SAMPLING,
         tolerance: measured.tolerance,
+        real_time_per_second: real_time_per_second(),
+        starts_per_second: starts::LEAST,
         level: match classes {
             Classes::RealTime => Level::Hard,
             Classes::Ordinary => Level::Soft,
         },
         memory: memory.unwrap_or_else(|| machine_memory() / 100 * MEMORY_HUNDREDTHS),
         instances: INSTANCES_MAX,
+    }
+}
+
+/// What the kernel lets real-time threads use of a core in a second; its default where it does not say.
+fn real_time_per_second() -> Duration {
+    match sched::throttle() {
+        Ok(Throttle::Limited { runtime, period }) if !period.is_zero() => {
+            Duration::from_secs(1).mul_f64((runtime.as_secs_f64() / period.as_secs_f64()).min(1.0))
+        }
+        Ok(Throttle::Off) => Duration::from_secs(1),
+        Ok(Throttle::Limited { .. }) | Err(_) => Duration::from_millis(950),
     }
 }
 

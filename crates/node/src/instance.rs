@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use runtime::launcher::{self, CpuMeter, Exit, Handle};
@@ -19,6 +20,8 @@ pub(crate) struct Running {
     meter: CpuMeter,
     /// `/proc/PID/schedstat` of the program, kept open: one read a time.
     schedstat: Option<File>,
+    /// Until it is placed to serve.
+    starting: AtomicBool,
     /// Its forwarder ends when this is dropped.
     _network: Option<oneshot::Sender<()>>,
 }
@@ -31,7 +34,7 @@ impl Running {
         network: Option<oneshot::Sender<()>>,
     ) -> Self {
         let schedstat = File::open(format!("/proc/{}/schedstat", program.as_raw_nonzero())).ok();
-        Self { handle, program, meter, schedstat, _network: network }
+        Self { handle, program, meter, schedstat, starting: AtomicBool::new(true), _network: network }
     }
 
     /// Kills it; its death is told like any other.
@@ -59,6 +62,17 @@ impl Running {
             let stat = std::fs::read_to_string(thread.path().join("stat"));
             stat.is_ok_and(|text| state(&text) == Some('R'))
         })
+    }
+
+    /// Whether its start is not over.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.starting.load(Ordering::Relaxed)
+    }
+
+    /// Gives its threads the class and the core they serve with: its start is over.
+    pub(crate) fn serve_as(&self, placement: launcher::Placement) -> Result<usize, runtime::sys::sched::Error> {
+        self.starting.store(false, Ordering::Relaxed);
+        self.place(placement)
     }
 
     /// Gives its threads a class and a core.

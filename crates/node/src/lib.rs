@@ -36,4 +36,5 @@ mod probe;
 mod scribe;
 pub mod serve;
 mod starter;
+pub mod starts;
 mod threads;

@@ -1,4 +1,4 @@
-//! Starts instances for a lane, on a thread of ordinary class.
+//! Starts instances for a lane, on a thread that is below every instance that serves.
 //!
 //! A lane orders and is told: making a sandbox takes milliseconds, and changing the class of threads means reading a
 //! directory. Starts run beside each other; the launcher does their slow parts in the new processes.
@@ -31,6 +31,7 @@ use crate::lane::links::Order;
 use crate::lane::message::News;
 use crate::lanes::Image;
 use crate::scribe;
+use crate::starts::{Nursery, Standing};
 
 /// Starts of guaranteed instances per second that the guaranteed lane's admission accounts for.
 pub(crate) const STARTS_PER_SECOND: u32 = 40;
@@ -49,7 +50,6 @@ pub(crate) struct Kit {
     pub(crate) home: Home,
     /// What AWS SDKs inside an instance find; nothing of this node accepts them.
     pub(crate) credentials: Credentials,
-    pub(crate) classes: Classes,
     /// The kernel's numbers of the cores, in admission's order.
     pub(crate) cores: Vec<u16>,
     pub(crate) network: NetworkKit,
@@ -79,8 +79,14 @@ pub(crate) struct Ends {
     pub(crate) networks: mpsc::Sender<NetworkOrder>,
 }
 
-/// Serves a lane's orders until its queue closes or the launcher is gone.
-pub(crate) async fn run((client, service): (Client, Service), kit: Arc<Kit>, classes: Classes, mut ends: Ends) -> io::Result<()> {
+/// Serves a lane's orders until its queue closes or the launcher is gone. Without a nursery every start is of ordinary class.
+pub(crate) async fn run(
+    (client, service): (Client, Service),
+    (kit, nursery): (Arc<Kit>, Option<Nursery>),
+    mut ends: Ends,
+) -> io::Result<()> {
+    let classes = if nursery.is_some() { Classes::RealTime } else { Classes::Ordinary };
+    let nursery = Arc::new(nursery);
     let mut work = JoinSet::new();
     let mut starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
     let service = service.run();
@@ -93,23 +99,31 @@ pub(crate) async fn run((client, service): (Client, Service), kit: Arc<Kit>, cla
                 Some(Order::Start { instance, image, on }) => {
                     let (client, kit, news) = (client.clone(), Arc::clone(&kit), ends.news.clone());
                     let (scribe, networks) = (ends.scribe.clone(), ends.networks.clone());
+                    let nursery = Arc::clone(&nursery);
                     let wait = match on {
                         Placement::RealTime { .. } => starts.book(clock::now()).since(clock::now()),
                         Placement::BestEffort => Duration::ZERO,
                     };
                     work.spawn(async move {
                         tokio::time::sleep(wait).await;
-                        let started = start(&client, &kit, (instance, &image, on), (&scribe, &networks)).await;
-                        let told = match started {
-                            Ok(started) => started,
-                            Err(failure) => News::StartFailed { instance, failure },
-                        };
-                        // A lane that is gone needs no news; dropping them kills the instance.
-                        let _ = news.send(told).await;
+                        let nursed = Nursed::begin(nursery.as_ref().as_ref(), on);
+                        let started = start(&client, &kit, (instance, &image, on), nursed.as_ref(), (&scribe, &networks)).await;
+                        match started {
+                            Ok((running, told)) => {
+                                let watched = Arc::downgrade(&running);
+                                drop(running); // it is the lane's, which kills it by dropping it
+                                // A lane that is gone needs no news; dropping them kills the instance.
+                                let _ = news.send(told).await;
+                                if let Some(Nursed { nursery, core, standing }) = nursed {
+                                    nursery.look_after(watched, core, standing).await;
+                                }
+                            }
+                            Err(failure) => drop(news.send(News::StartFailed { instance, failure }).await),
+                        }
                     });
                 }
                 Some(Order::Place { instance, running, on }) => {
-                    match running.place(kit.placement(on, classes)) {
+                    match running.serve_as(kit.placement(on, classes)) {
                         Ok(_) => drop(ends.news.send(News::Placed { instance }).await),
                         // An instance that cannot have its class must not be used; its death is told by itself.
                         Err(_) => running.kill(),
@@ -121,14 +135,40 @@ pub(crate) async fn run((client, service): (Client, Service), kit: Arc<Kit>, cla
     }
 }
 
+/// A start that may be at real-time class.
+struct Nursed<'a> {
+    nursery: &'a Nursery,
+    core: u16,
+    standing: Standing,
+}
+
+impl<'a> Nursed<'a> {
+    fn begin(nursery: Option<&'a Nursery>, on: Placement) -> Option<Self> {
+        match (nursery, on) {
+            (Some(nursery), Placement::RealTime { core, .. }) => {
+                Some(Self { nursery, core, standing: nursery.standing(core, Standing::Ordinary) })
+            }
+            (None, Placement::RealTime { .. }) | (_, Placement::BestEffort) => None,
+        }
+    }
+}
+
 async fn start(
     client: &Client,
     kit: &Kit,
     (instance, image, on): (InstanceId, &Image, Placement),
+    nursed: Option<&Nursed<'_>>,
     (scribe, networks): (&mpsc::Sender<scribe::Order>, &mpsc::Sender<NetworkOrder>),
-) -> Result<News, StartFailure> {
-    let launch = kit.launch(instance, image, on)?;
+) -> Result<(Arc<Running>, News), StartFailure> {
+    let mut launch = kit.launch(instance, image, on)?;
+    if let Some(Nursed { nursery, core, standing }) = nursed {
+        launch.placement = nursery.placement(*core, *standing);
+    }
     let started = client.start(&launch).await.map_err(|source| StartFailure::Launch { source })?;
+    if let Some(Nursed { nursery, core, standing: Standing::RealTime }) = nursed {
+        let timing = started.timing;
+        nursery.charge(*core, timing.mounts + timing.confine + timing.exec);
+    }
     let meter = started.cpu_meter();
     let network = match started.tun {
         None => None,
@@ -144,7 +184,8 @@ async fn start(
         scribe::Order::Follow { instance, function: image.spec.name.clone(), output: started.stdout, errors: started.stderr };
     scribe.try_send(follow).map_err(|_| StartFailure::Scribe)?;
     let running = Arc::new(Running::new(started.handle, started.program, meter, network));
-    Ok(News::Started { instance, running, listener: started.listener, exit: started.exit })
+    let news = News::Started { instance, running: Arc::clone(&running), listener: started.listener, exit: started.exit };
+    Ok((running, news))
 }
 
 impl Kit {
@@ -170,7 +211,7 @@ impl Kit {
             memory: image.spec.memory,
             pids: launcher::PIDS_DEFAULT,
             tmp_bytes: launcher::TMP_BYTES_DEFAULT,
-            // Real-time only once it is ready: a start at that class would be in the way of others.
+            // The class it serves with comes once it is ready: a start at that one would be in the way of others.
             placement: self.placement(on, Classes::Ordinary),
             quota: None,
             network: match (&image.spec.outbound, &self.network.given) {

@@ -53,6 +53,8 @@ pub struct Options {
     /// The first of [`INSTANCES_MAX`] users for instances, where the launcher may change users. Ranges of two launchers of one
     /// machine should not overlap: the kernel counts some resources by user.
     pub first_user: u32,
+    /// The real-time priority of the launcher's own work, where it is granted; `None`: ordinary class.
+    pub priority: Option<u8>,
 }
 
 impl Options {
@@ -83,7 +85,7 @@ pub struct Launch {
     pub network: Network,
 }
 
-/// Where the threads of an instance run.
+/// Where the threads of an instance run. Its first process, which makes the sandbox, starts there too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Placement {
     /// On one core, in the real-time class, 1 to 99. Threads started later are not: place again when they matter.
@@ -167,7 +169,7 @@ pub enum Users {
 /// From the daemon to the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
-    Open { groups: String, first_user: u32 },
+    Open { groups: String, first_user: u32, priority: Option<u8> },
     Start { id: u64, launch: Box<Launch> },
 }
 

@@ -36,6 +36,7 @@ fn options(name: &str) -> Options {
         arguments: Vec::new(),
         groups: format!("takt-test-{name}-{}", std::process::id()),
         first_user: Options::FIRST_USER_DEFAULT,
+        priority: None,
     }
 }
 

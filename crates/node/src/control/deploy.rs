@@ -223,6 +223,7 @@ impl Service {
 
     /// Makes room, hands over the evidence, installs, and writes the new version down as the function.
     async fn bring_up(&mut self, name: &FunctionName, draft: &Draft, place: &Place, next: &Running) -> Result<(), Error> {
+        self.options.starts.set(&place.next);
         if place.grant.is_some() {
             // Beside a version that serves on its old terms only those that rise are told: nobody falls below it.
             let beside_old = self.book.grant(name).is_some();
@@ -287,6 +288,7 @@ impl Service {
         let lane = next.lane;
         let all_told = place.grant.is_some() && self.book.grant(name).is_none();
         let told = std::mem::replace(&mut self.book, place.next);
+        self.options.starts.set(&self.book);
         let old = self.running.insert(name.clone(), next);
         if let Some(running) = self.running.get(name) {
             self.route_to(name, running).await;
@@ -334,6 +336,7 @@ impl Service {
             Some(old) => version = self.reinstall(name, old, draft.new.version).await.or(version),
         }
         let _closing = self.revise(&place.next, &self.book, Some(name), Which::All).await;
+        self.options.starts.set(&self.book);
         if let Some((_, generation)) = self.new_guarantee(name, place) {
             self.record_ended(name, generation, EndedBecause::Withdrawn);
         }

@@ -46,6 +46,8 @@ pub struct Costs {
     pub cold_start_provided: Duration,
     /// From the end of an invocation until its instance can take the next.
     pub recycle: Duration,
+    /// CPU a runtime uses per invocation around its handler.
+    pub instance_cost: Duration,
 }
 
 impl Costs {
@@ -63,6 +65,8 @@ impl Costs {
 pub struct Options {
     pub capacity: NodeCapacity,
     pub costs: Costs,
+    /// Where starters find what starts may use of the cores.
+    pub starts: Arc<crate::starts::Limits>,
     /// Whether functions can be given outbound connections.
     pub outbound: runtime::host::Grant,
     /// How long an installation may take until it counts as failed.

@@ -31,6 +31,7 @@ impl Service {
         let next = Arc::new(self.book.remove(name));
         let told = std::mem::replace(&mut self.book, next);
         let _closing = self.revise(&told, &self.book, Some(name), Which::All).await;
+        self.options.starts.set(&self.book);
         self.retire(&function.current);
         self.publish();
         Ok(())
@@ -87,6 +88,7 @@ impl Service {
             }
         }
         let told = std::mem::replace(&mut self.book, Arc::new(book));
+        self.options.starts.set(&self.book);
         self.note(entries).await;
         for (name, _) in &suspended {
             self.suspend(name).await;

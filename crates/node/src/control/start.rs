@@ -68,6 +68,7 @@ impl Service {
             }
         }
         self.book = Arc::new(book);
+        self.options.starts.set(&self.book);
         entries
     }
 

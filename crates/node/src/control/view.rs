@@ -93,5 +93,6 @@ pub(super) fn demand<'a>(
         memory: spec.memory,
         cold_start: costs.cold_start(spec.runtime),
         recycle: costs.recycle,
+        instance_cost: costs.instance_cost,
     }))
 }

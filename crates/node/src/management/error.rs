@@ -126,6 +126,9 @@ fn refusal(refusal: &Refusal) -> Value {
         Binding::Cpu { core, needed, available } => {
             json!({ "resource": "cpu", "core": core, "needed_nanocores": needed, "available_nanocores": available })
         }
+        Binding::Second { core, needed, available } => {
+            json!({ "resource": "second", "core": core, "needed_ns": needed, "available_ns": available })
+        }
         Binding::Front { needed, available } => {
             json!({ "resource": "front", "needed_nanocores": needed, "available_nanocores": available })
         }

@@ -1,6 +1,7 @@
 //! The reservations of a node.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use model::{Burst, FunctionName, Level, Pacing, Rate, RateClass, Require};
 
@@ -61,6 +62,12 @@ impl Book {
     #[must_use]
     pub const fn remaining(&self) -> &Remaining {
         &self.evaluation.remaining
+    }
+
+    /// The most that what was admitted, and the platform above it, can use of each core within a second, from core 0.
+    #[must_use]
+    pub fn busiest_seconds(&self) -> &[Duration] {
+        &self.evaluation.busiest
     }
 
     /// Admits a function, or changes one: then its old reservation does not count, and it keeps its place in the order.
@@ -145,7 +152,8 @@ impl Book {
         if demand.terms.require == Require::Hard && self.capacity.level == Level::Soft {
             return Err(Binding::Level { required: Level::Hard, available: Level::Soft });
         }
-        let attempt = Attempt { book: self, demand, others: self.remove(&demand.function).evaluation.remaining };
+        let beside = self.remove(&demand.function).evaluation;
+        let attempt = Attempt { book: self, demand, others: beside.remaining, busiest: beside.busiest };
         if let Some(mate) = class_mate(self, demand) {
             check_class(&mate.demand, demand)?;
             return attempt.on(&mate.cores, mate.shards);
@@ -172,6 +180,7 @@ impl Book {
             Binding::Level { .. } | Binding::RateClass { .. } | Binding::Handover { .. } | Binding::Unknown => return None,
             Binding::Cpu { .. }
             | Binding::Front { .. }
+            | Binding::Second { .. }
             | Binding::Start { .. }
             | Binding::Deadline { .. }
             | Binding::Unbounded { .. }
@@ -200,6 +209,8 @@ struct Attempt<'a> {
     demand: &'a Demand,
     /// What is left beside the others.
     others: Remaining,
+    /// What the others use of each core in a second at most.
+    busiest: Vec<Duration>,
 }
 
 impl Attempt<'_> {
@@ -220,6 +231,10 @@ impl Attempt<'_> {
     fn beside_others(&self, binding: Binding) -> Binding {
         let capacity = &self.book.capacity;
         match binding {
+            Binding::Second { core, needed, available } => {
+                let used = u64::try_from(self.busiest[usize::from(core)].as_nanos()).unwrap_or(u64::MAX);
+                Binding::Second { core, needed: needed.saturating_sub(used), available: available.saturating_sub(used) }
+            }
             Binding::Cpu { core, needed, .. } => {
                 let share = self.others.cores[usize::from(core)];
                 Binding::Cpu { core, needed: needed.saturating_sub(share.used_nanocores), available: share.left_nanocores() }
@@ -288,10 +303,11 @@ fn further(known: Binding, next: Binding) -> Binding {
         Binding::Unknown | Binding::Level { .. } | Binding::RateClass { .. } | Binding::Handover { .. } => 0,
         Binding::Front { .. } => 1,
         Binding::Cpu { .. } => 2,
+        Binding::Second { .. } => 5,
         Binding::Unbounded { .. } => 3,
         Binding::Start { .. } | Binding::Deadline { .. } => 4,
-        Binding::Instances { .. } => 5,
-        Binding::Memory { .. } => 6,
+        Binding::Instances { .. } => 6,
+        Binding::Memory { .. } => 7,
     };
     if stage(&known) < stage(&next) { next } else { known }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use model::{FunctionName, Level, RateClassName};
 
-use super::{Binding, Demand, Grant, NodeCapacity, Remaining, Shard, Share};
+use super::{Binding, Demand, Grant, LOWEST_PRIORITY, NodeCapacity, Remaining, Shard, Share};
 use crate::flow::Flow;
 use crate::instances::{Occupancy, instances};
 use crate::response::{self, Bound, Core, Delayed, Interference, Task, Waiting};
 
-const HIGHEST_PRIORITY: usize = 60;
+const HIGHEST_PRIORITY: u8 = 60;
+const SECOND: Duration = Duration::from_secs(1);
 const NANOCORES_PER_THOUSANDTH: u64 = 1_000_000;
 
 /// A demand with the cores it is on.
@@ -57,6 +58,8 @@ pub(super) struct Evaluation {
     /// In the order of the placed demands.
     pub(super) grants: Vec<Grant>,
     pub(super) remaining: Remaining,
+    /// Per core: the most that what was admitted can use of it within a second.
+    pub(super) busiest: Vec<Duration>,
 }
 
 /// Tests everything; the first promise that would break is the answer, with what all need together and what there is.
@@ -64,20 +67,22 @@ pub(super) fn evaluate(capacity: &NodeCapacity, placed: &[Placed]) -> Result<Eva
     let units = units(capacity, placed);
     let front = front_share(capacity, &units)?;
     let mut bounds: BTreeMap<(usize, u16), (Bound, u8)> = BTreeMap::new();
-    let mut cores: Vec<Share> = Vec::new();
+    let mut cores: Vec<(Share, Duration)> = Vec::new();
     // The front's core comes last: answers of functions on other cores load it.
     let others = (0..capacity.cores).filter(|core| *core != capacity.front_core);
     for core in others.chain([capacity.front_core]) {
         let seen = OneCore { capacity, placed, units: &units, core };
         let platform = seen.platform(&bounds);
-        cores.push(seen.utilisation(&platform)?);
+        let share = seen.utilisation(&platform)?;
         seen.analyse(&platform, &mut bounds)?;
+        cores.push((share, seen.busiest_second(&platform, &bounds)?));
     }
-    let front_share = cores.pop().expect("invariant: the front's core was looked at last");
-    cores.insert(usize::from(capacity.front_core), front_share);
+    let on_front = cores.pop().expect("invariant: the front's core was looked at last");
+    cores.insert(usize::from(capacity.front_core), on_front);
+    let (cores, busiest) = cores.into_iter().unzip();
     let grants: Vec<Grant> = grants(capacity, placed, &units, &bounds);
     let (memory_bytes, instances) = room(capacity, &grants)?;
-    Ok(Evaluation { grants, remaining: Remaining { cores, front, memory_bytes, instances } })
+    Ok(Evaluation { grants, remaining: Remaining { cores, front, memory_bytes, instances }, busiest })
 }
 
 fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
@@ -85,7 +90,7 @@ fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
     let mut index: BTreeMap<UnitKey<'_>, usize> = BTreeMap::new();
     for (member, it) in placed.iter().enumerate() {
         let terms = &it.demand.terms;
-        let cost = charged(capacity, terms.cpu_budget());
+        let cost = charged(capacity, &it.demand);
         // The kernel may let a job use its whole budget and no more; what it does not execute it may wait.
         let own_time = cost + terms.max_run_time.saturating_sub(terms.cpu_budget());
         let urgency = terms.start_within.saturating_add(terms.max_run_time);
@@ -108,12 +113,13 @@ fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
 }
 
 /// c': the budget with what the platform adds to it.
-fn charged(capacity: &NodeCapacity, budget: Duration) -> Duration {
+fn charged(capacity: &NodeCapacity, demand: &Demand) -> Duration {
     let overshoot = match capacity.level {
         Level::Hard => capacity.overshoot,
         Level::Soft => Duration::ZERO,
     };
-    budget.saturating_add(overshoot + capacity.instance_cost + capacity.context_switch * 2)
+    let runtime = demand.instance_cost.saturating_add(overshoot + capacity.context_switch * 2);
+    demand.terms.cpu_budget().saturating_add(runtime)
 }
 
 /// The front's share: every slot costs it once, whichever core serves it, and its budget for the rest is always counted.
@@ -256,6 +262,37 @@ impl OneCore<'_> {
         Ok(())
     }
 
+    /// The most that is used of this core within a second, with what starts may use at least: above what the kernel allows
+    /// to real-time threads, it would stop all of them for the rest of a second.
+    ///
+    /// Derived: what executes in a window came no earlier than its response and T before it.
+    fn busiest_second(
+        &self,
+        platform: &[Interference],
+        bounds: &BTreeMap<(usize, u16), (Bound, u8)>,
+    ) -> Result<Duration, Binding> {
+        let here = self.here();
+        let response = |unit: usize| bounds.get(&(unit, self.core)).map_or(Duration::ZERO, |(bound, _)| bound.response);
+        let most = |flow: Flow, cost: Duration, lag: Duration| {
+            let window = (SECOND + self.capacity.tolerance).saturating_add(lag);
+            let jobs = u32::try_from(flow.in_half_open(window.as_nanos())).unwrap_or(u32::MAX);
+            cost.saturating_mul(jobs)
+        };
+        let lag = |work: &Interference| match work.delayed {
+            Delayed::By(lag) => lag,
+            Delayed::UntilEndOf(task) => response(here[task]),
+        };
+        let below = platform.iter().map(|work| most(work.flow, work.cost, lag(work)));
+        let above = here.iter().map(|unit| most(self.units[*unit].flow, self.units[*unit].cost, response(*unit)));
+        let used = below.chain(above).fold(Duration::ZERO, Duration::saturating_add);
+        let available = self.capacity.real_time_per_second.saturating_sub(self.capacity.starts_per_second);
+        if self.capacity.level == Level::Hard && available < used && !here.is_empty() {
+            let nanocores = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            return Err(Binding::Second { core: self.core, needed: nanocores(used), available: nanocores(available) });
+        }
+        Ok(used)
+    }
+
     /// S + T <= B and R + T <= D.
     fn check(&self, demand: &Demand, bound: Bound) -> Result<(), Binding> {
         let (core, tolerance, terms) = (self.core, self.capacity.tolerance, &demand.terms);
@@ -277,11 +314,12 @@ impl OneCore<'_> {
 /// Any handler may wait, so none is analysed as one that never does.
 fn task(unit: &Unit<'_>, priority: u8) -> Task {
     let waiting = Waiting::Within(unit.own_time.saturating_sub(unit.cost));
-    Task { flow: unit.flow, cost: unit.cost, waiting, level: u32::try_from(HIGHEST_PRIORITY).unwrap_or(0) - u32::from(priority) }
+    Task { flow: unit.flow, cost: unit.cost, waiting, level: u32::from(HIGHEST_PRIORITY - priority) }
 }
 
-/// 60 for the most urgent, downwards; from the 60th on all share the lowest. So whoever leaves takes no one's place in front
-/// of others, and bounds only fall.
+/// 60 for the most urgent, downwards; beyond the lowest all share it. So whoever leaves takes no one's place in front of
+/// others, and bounds only fall.
 fn priority(rank: usize) -> u8 {
-    u8::try_from(HIGHEST_PRIORITY - rank.min(HIGHEST_PRIORITY - 1)).expect("invariant: a priority is 1 to 60")
+    let below = u8::try_from(rank).unwrap_or(u8::MAX).min(HIGHEST_PRIORITY - LOWEST_PRIORITY);
+    HIGHEST_PRIORITY - below
 }

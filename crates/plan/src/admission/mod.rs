@@ -53,12 +53,15 @@ pub struct NodeCapacity {
     pub tick: Periodic,
     /// One switch between threads.
     pub context_switch: Duration,
-    /// CPU an instance uses per invocation outside the handler: taking it and delivering its result.
-    pub instance_cost: Duration,
     /// By how much CPU an invocation may exceed its budget before sampling stops it; counted at level hard.
     pub overshoot: Duration,
     /// T, as frozen.
     pub tolerance: Duration,
+    /// What the kernel lets threads of real-time class use of a core in a second before it stops them all; counted at level
+    /// hard.
+    pub real_time_per_second: Duration,
+    /// What starting instances may use of that on a core in a second at least; counted at level hard.
+    pub starts_per_second: Duration,
     /// The best level the node can give.
     pub level: Level,
     /// Memory for instances of guaranteed functions, bytes.
@@ -75,6 +78,9 @@ impl NodeCapacity {
     pub const FRONT_LIMIT_THOUSANDTHS: u16 = 250;
 }
 
+/// The lowest priority of an instance that may serve. What runs below it, real-time all the same, are starts.
+pub const LOWEST_PRIORITY: u8 = 3;
+
 /// What is asked for a function.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Demand {
@@ -88,6 +94,8 @@ pub struct Demand {
     pub cold_start: Duration,
     /// From the end of an invocation until its instance can take the next.
     pub recycle: Duration,
+    /// CPU an instance uses per invocation outside the handler: taking it and delivering its result.
+    pub instance_cost: Duration,
 }
 
 impl Demand {
@@ -114,7 +122,7 @@ fn unreachable_class(name: &str) -> ! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     pub core: u16,
-    /// 60 is the highest, 1 the lowest; from the 60th function on a core on, they share the lowest.
+    /// 60 is the highest, [`LOWEST_PRIORITY`] the lowest; functions beyond that many on a core share the lowest.
     pub priority: u8,
     /// K.
     pub instances: u32,

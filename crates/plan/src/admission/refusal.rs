@@ -29,6 +29,7 @@ impl fmt::Display for Refusal {
                 None,
                 Binding::Cpu { .. }
                 | Binding::Front { .. }
+                | Binding::Second { .. }
                 | Binding::Start { .. }
                 | Binding::Deadline { .. }
                 | Binding::Unbounded { .. }
@@ -44,6 +45,11 @@ impl fmt::Display for Refusal {
 pub enum Binding {
     #[error("it needs {} of core {core}, which has {} left", cores_needed(*.needed), cores_left(*.available))]
     Cpu { core: u16, needed: u64, available: u64 },
+    #[error(
+        "with it up to {} of core {core} would be used within one second, and {} are left before the kernel stops what is real-time",
+        cores_needed(*.needed), cores_left(*.available)
+    )]
+    Second { core: u16, needed: u64, available: u64 },
     #[error(
         "taking and answering its requests needs {} of the front's core, and {} are left for that",
         cores_needed(*.needed), cores_left(*.available)

@@ -20,9 +20,10 @@ fn ideal() -> NodeCapacity {
         front_budget: nothing,
         tick: nothing,
         context_switch: Duration::ZERO,
-        instance_cost: Duration::ZERO,
         overshoot: Duration::ZERO,
         tolerance: Duration::ZERO,
+        real_time_per_second: Duration::from_secs(1_000),
+        starts_per_second: Duration::ZERO,
         level: Level::Hard,
         memory: 4 << 30,
         instances: 200,
@@ -36,9 +37,10 @@ fn real() -> NodeCapacity {
         front_budget: Periodic { cost: Duration::from_micros(500), period: Duration::from_millis(10) },
         tick: Periodic { cost: Duration::from_micros(5), period: Duration::from_millis(1) },
         context_switch: Duration::from_micros(3),
-        instance_cost: Duration::from_micros(100),
         overshoot: Duration::from_millis(1),
         tolerance: Duration::from_millis(3),
+        real_time_per_second: Duration::from_millis(950),
+        starts_per_second: Duration::from_millis(50),
         ..ideal()
     }
 }
@@ -52,8 +54,12 @@ fn demand(name: &str, pairs: &[(&str, &str)]) -> Demand {
         memory: Memory::from_mib(64).unwrap(),
         cold_start: Duration::from_millis(300),
         recycle: Duration::from_millis(1),
+        instance_cost: Duration::ZERO,
     }
 }
+
+/// What a runtime uses around its handler.
+const INSTANCE_COST: Duration = Duration::from_micros(100);
 
 fn fn_name(name: &str) -> FunctionName {
     name.parse().unwrap()
@@ -115,7 +121,10 @@ fn a_newcomer_that_would_delay_an_old_promise_is_refused() {
 fn an_answer_has_all_numbers() {
     let (book, answer) = Book::new(real())
         .unwrap()
-        .admit(&demand("detect", &[("rate", "30/s"), ("burst", "3"), ("max_run_time", "10ms"), ("deadline", "100ms")]))
+        .admit(&Demand {
+            instance_cost: INSTANCE_COST,
+            ..demand("detect", &[("rate", "30/s"), ("burst", "3"), ("max_run_time", "10ms"), ("deadline", "100ms")])
+        })
         .unwrap();
     let grant = &answer.grant;
     // c' = 10 ms + 1 ms + 0.1 ms + 2 x 3 us; on core 1 there is only the tick. With T = 3 ms a fourth invocation may come
@@ -168,15 +177,31 @@ fn hard_is_refused_on_a_soft_node_by_that_name() {
 }
 
 #[test]
+fn a_burst_that_would_have_the_kernel_stop_what_is_real_time_is_refused() {
+    let capacity = NodeCapacity {
+        cores: 1,
+        real_time_per_second: Duration::from_millis(950),
+        starts_per_second: Duration::from_millis(50),
+        ..ideal()
+    };
+    let terms = |burst| [("rate", "10/s"), ("burst", burst), ("max_run_time", "50ms"), ("start_within", "10s")];
+    let book = filled(capacity.clone(), &[demand("f", &terms("4"))]);
+    // Thirteen in a second and the worst response of 300 ms before it, and three more at once.
+    assert_eq!(book.busiest_seconds(), [Duration::from_millis(800)]);
+    let refusal = Book::new(capacity).unwrap().admit(&demand("f", &terms("9"))).unwrap_err();
+    assert!(matches!(refusal.binding, Binding::Second { core: 0, available: 900_000_000, .. }), "{refusal}");
+}
+
+#[test]
 fn more_functions_than_priorities_share_the_lowest() {
     let demands: Vec<Demand> = (0..70)
         .map(|index| demand(&format!("f{index}"), &[("rate", "1/s"), ("max_run_time", "1ms"), ("start_within", "200ms")]))
         .collect();
     let book = filled(NodeCapacity { cores: 1, memory: 16 << 30, ..ideal() }, &demands);
     let priorities: Vec<u8> = book.grants().iter().map(|grant| grant.shards[0].priority).collect();
-    assert_eq!((priorities[0], priorities[58], priorities[59], priorities[69]), (60, 2, 1, 1));
+    assert_eq!((priorities[0], priorities[56], priorities[57], priorities[69]), (60, 4, 3, 3));
     let starts: Vec<u128> = book.grants().iter().map(|grant| grant.start_bound.as_millis()).collect();
-    assert_eq!((starts[0], starts[58], starts[59], starts[69]), (0, 58, 69, 69));
+    assert_eq!((starts[0], starts[56], starts[57], starts[69]), (0, 56, 69, 69));
     let less = book.remove(&fn_name("f0"));
     assert!(less.grants().iter().all(|grant| grant.start_bound <= book.grant(&grant.demand.function).unwrap().start_bound));
 }
@@ -256,6 +281,7 @@ fn stated(index: usize, (rate, burst, run, slack, cpu): (u64, u32, u64, u64, u16
         deadline: (!rate.is_multiple_of(3)).then_some(DurationText(max_run_time + slack)),
         ..demand.terms
     };
+    demand.instance_cost = INSTANCE_COST;
     demand
 }
 
@@ -300,7 +326,7 @@ fn platform_jobs(book: &Book, core: u16, task: usize) -> Vec<Job> {
 /// allows where that hurts: the `late` ones of every few.
 fn assert_no_miss(book: &Book, late: u64) {
     let capacity = book.capacity();
-    let overhead = ns(capacity.overshoot + capacity.instance_cost + capacity.context_switch * 2);
+    let overhead = |grant: &Grant| ns(capacity.overshoot + grant.demand.instance_cost + capacity.context_switch * 2);
     for core in 0..capacity.cores {
         let shards = |grant: &'_ Grant| grant.shards.clone().into_iter().filter(|shard| shard.core == core);
         let here: Vec<(&Grant, Shard)> =
@@ -310,7 +336,7 @@ fn assert_no_miss(book: &Book, late: u64) {
             let shards = NonZeroU32::new(u32::try_from(grant.shards.len()).unwrap()).unwrap();
             let terms = &grant.demand.terms;
             let cost = ns(terms.cpu_budget());
-            let pieces = vec![(1, ns(terms.max_run_time) - cost), (cost - 1 + overhead, 0)];
+            let pieces = vec![(1, ns(terms.max_run_time) - cost), (cost - 1 + overhead(grant), 0)];
             for (nth, arrival) in slots(grant.demand.flow().shard(shards)).enumerate() {
                 let release = if nth as u64 % 3 < late { arrival + ns(capacity.tolerance) } else { arrival };
                 jobs.push(Job { task, level: 61 - u32::from(shard.priority), arrival, release, pieces: pieces.clone() });

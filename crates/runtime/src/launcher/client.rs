@@ -186,7 +186,8 @@ pub fn spawn(options: &Options) -> Result<(Client, Service, Standing), SpawnErro
         .stdout(Stdio::null())
         .spawn()
         .map_err(|source| SpawnError::Start { program: options.program.clone(), source })?;
-    let open = Request::Open { groups: options.groups.clone(), first_user: options.first_user };
+    let Options { groups, first_user, priority, .. } = options.clone();
+    let open = Request::Open { groups, first_user, priority };
     ours.send(&text(&open).map_err(talk)?, &[]).map_err(talk)?;
     let message = ours.receive().map_err(talk)?.ok_or(SpawnError::Silent)?;
     let standing = match serde_json::from_slice(&message.bytes) {

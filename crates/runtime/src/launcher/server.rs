@@ -46,7 +46,16 @@ fn serve() -> io::Result<()> {
     rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
     let Some(Message { bytes, .. }) = daemon.receive()? else { return Ok(()) };
     let opened = match serde_json::from_slice(&bytes)? {
-        Request::Open { groups, first_user } => Launcher::open(daemon.as_fd().try_clone_to_owned()?.into(), &groups, first_user),
+        Request::Open { groups, first_user, priority } => {
+            let opened = Launcher::open(daemon.as_fd().try_clone_to_owned()?.into(), &groups, first_user);
+            if let (Ok((_, standing)), Some(priority)) = (&opened, priority)
+                && standing.no_real_time.is_none()
+            {
+                // Where the lowest priority was granted a moment ago this one is; else starts are slower beside others.
+                sched::set_current(Class::Fifo { priority }).ok();
+            }
+            opened
+        }
         Request::Start { .. } => return Err(io::Error::new(io::ErrorKind::InvalidData, "a start before the opening")),
     };
     match opened {
@@ -108,6 +117,8 @@ struct Starting {
     stdout: OwnedFd,
     stderr: OwnedFd,
     placement: Placement,
+    /// Its first process.
+    first: Pid,
     program: Option<Pid>,
 }
 
@@ -234,11 +245,11 @@ impl Launcher {
                 return Err(failure);
             }
         };
-        let starting = Starting { begun, timing, stdout, stderr, placement, program: None };
+        let starting = Starting { begun, timing, stdout, stderr, placement, first: child, program: None };
         let phase = Phase::Starting(Box::new(starting));
         self.instances.insert(id, Instance { init, status, group, slot, phase, connection: Connection::Open, death: None });
         let instance = self.instances.get_mut(&id).expect("invariant: just inserted");
-        instance.let_go(child, self.users).inspect_err(|_| {
+        instance.let_go(child, self.users, &placement.cores(&self.cores)).inspect_err(|_| {
             instance.init.kill().ok(); // its death is seen and buried like any other
             instance.phase = Phase::Refused;
         })?;
@@ -342,6 +353,10 @@ impl Launcher {
                 starting.timing.confine = Duration::from_micros(confine_us);
                 starting.timing.exec = Duration::from_micros(exec_us);
                 starting.timing.total = now().since(starting.begun);
+                if let Class::Fifo { .. } = starting.placement.class() {
+                    // The sandbox is made. What is left to init is of ordinary class; one that died meanwhile is buried soon.
+                    sched::set_thread(starting.first, Class::Other { nice: 0 }).ok();
+                }
                 let [listener, handle, tun @ ..] = message.fds.as_slice() else {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "a report with too few descriptors"));
                 };
@@ -423,7 +438,13 @@ impl Launcher {
 
 impl Instance {
     /// Puts a new process where it belongs and lets it go on.
-    fn let_go(&self, child: Pid, users: Users) -> Result<(), Failure> {
+    fn let_go(&self, child: Pid, users: Users, cores: &[u16]) -> Result<(), Failure> {
+        if let Phase::Starting(starting) = &self.phase
+            && let class @ Class::Fifo { .. } = starting.placement.class()
+        {
+            let placed = sched::set_cores(child, cores).and_then(|()| sched::set_thread(child, class));
+            placed.map_err(|error| Failure::new(Step::Start, "class and cores", &chain(&error)))?;
+        }
         if users == Users::Shared {
             map_user(child)?;
         }

@@ -1,0 +1,193 @@
+//! Starts of guaranteed functions' instances, at real-time class within a budget.
+//!
+//! An instance that starts at ordinary class beside a flood waits for every bit of CPU, so that no bound on its start holds.
+//! Here it starts above everything ordinary and below every instance that serves: no promise is disturbed by it, and best
+//! effort loses at most a known part of each core. That part has a second reason: were real-time threads to use a core for
+//! longer than the kernel allows, it would stop all of them. So starts use of each core within any second what admission
+//! leaves of that, and go on at ordinary class where they need more.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use model::Time;
+use plan::admission::{Book, LOWEST_PRIORITY};
+use runtime::launcher::Placement;
+use runtime::sys::clock;
+
+use crate::instance::Running;
+
+/// Of an instance that starts.
+pub(crate) const PRIORITY: u8 = 1;
+/// Of what makes them: the starter's thread and the launcher, so that a start that loops does not delay the next.
+pub(crate) const MAKER_PRIORITY: u8 = 2;
+const _: () = assert!(PRIORITY < MAKER_PRIORITY && MAKER_PRIORITY < LOWEST_PRIORITY);
+
+/// What admission keeps for starts of each core and second.
+pub(crate) const LEAST: Duration = Duration::from_millis(80);
+/// What starts use of each core and second at most, however little is promised: the rest is for best effort.
+const MOST: Duration = Duration::from_millis(500);
+/// What is left to the makers, and for looking late.
+const SPARE: Duration = Duration::from_millis(20);
+/// A start at ordinary class goes on at real-time class once this much is left.
+const RESUMES_WITH: Duration = Duration::from_millis(10);
+const SECOND: Duration = Duration::from_secs(1);
+/// How often a start is looked at: threads it began meanwhile get its class, and its CPU time is charged.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// What starts may use of each core at real-time class within a second. Set by the control plane, read by the starter.
+#[derive(Debug)]
+pub struct Limits(Vec<AtomicU64>);
+
+impl Limits {
+    /// Nothing, until a book says what is left.
+    #[must_use]
+    pub fn new(cores: u16) -> Self {
+        Self((0..cores).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// What a book leaves of every core. Called before anything new in it runs.
+    pub(crate) fn set(&self, book: &Book) {
+        for (limit, used) in self.0.iter().zip(book.busiest_seconds()) {
+            let left = book.capacity().real_time_per_second.saturating_sub(*used + SPARE).min(MOST);
+            limit.store(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    fn of(&self, core: u16) -> Duration {
+        let limit = self.0.get(usize::from(core)).map_or(0, |limit| limit.load(Ordering::Relaxed));
+        Duration::from_nanos(limit)
+    }
+}
+
+/// What starts used of the cores within the last second.
+#[derive(Debug)]
+struct Spent(Vec<VecDeque<(Time, Duration)>>);
+
+impl Spent {
+    fn new(cores: usize) -> Self {
+        Self(vec![VecDeque::new(); cores])
+    }
+
+    fn charge(&mut self, core: u16, now: Time, used: Duration) {
+        if let (Some(of_core), false) = (self.0.get_mut(usize::from(core)), used.is_zero()) {
+            of_core.push_back((now, used));
+        }
+    }
+
+    fn left(&mut self, core: u16, now: Time, limit: Duration) -> Duration {
+        let Some(of_core) = self.0.get_mut(usize::from(core)) else { return Duration::ZERO };
+        while of_core.front().is_some_and(|(at, _)| SECOND <= now.since(*at)) {
+            of_core.pop_front();
+        }
+        limit.saturating_sub(of_core.iter().map(|(_, used)| *used).sum())
+    }
+}
+
+/// The class a start has now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    RealTime,
+    Ordinary,
+}
+
+/// Says which class starts have, and sees to it while they last.
+#[derive(Debug)]
+pub(crate) struct Nursery {
+    limits: Arc<Limits>,
+    /// The kernel's numbers of the cores, in admission's order.
+    cores: Vec<u16>,
+    /// Taken by tasks of the starter's thread alone.
+    spent: Mutex<Spent>,
+}
+
+impl Nursery {
+    pub(crate) fn new(limits: Arc<Limits>, cores: Vec<u16>) -> Self {
+        let spent = Mutex::new(Spent::new(cores.len()));
+        Self { limits, cores, spent }
+    }
+
+    fn spent(&self) -> MutexGuard<'_, Spent> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The class a start begins or goes on with.
+    pub(crate) fn standing(&self, core: u16, before: Standing) -> Standing {
+        let left = self.spent().left(core, clock::now(), self.limits.of(core));
+        let needed = match before {
+            Standing::RealTime => Duration::from_nanos(1),
+            Standing::Ordinary => RESUMES_WITH,
+        };
+        if needed <= left { Standing::RealTime } else { Standing::Ordinary }
+    }
+
+    /// Charges CPU time that a start used at real-time class.
+    pub(crate) fn charge(&self, core: u16, used: Duration) {
+        self.spent().charge(core, clock::now(), used);
+    }
+
+    pub(crate) fn placement(&self, core: u16, standing: Standing) -> Placement {
+        let core = self.cores.get(usize::from(core)).copied().unwrap_or(core);
+        match standing {
+            Standing::RealTime => Placement::RealTime { core, priority: PRIORITY },
+            Standing::Ordinary => Placement::Pinned { core },
+        }
+    }
+
+    /// Looks after a start until it is over: it is placed to serve, or dead.
+    pub(crate) async fn look_after(&self, running: Weak<Running>, core: u16, mut standing: Standing) {
+        let mut charged = Duration::ZERO;
+        loop {
+            let Some(running) = running.upgrade().filter(|running| running.is_starting()) else { return };
+            let used = running.cpu_time();
+            if standing == Standing::RealTime {
+                self.charge(core, used.saturating_sub(charged));
+            }
+            charged = used;
+            let next = self.standing(core, standing);
+            // Real time: threads that it began meanwhile are of ordinary class, and it may wait for them. What cannot be placed
+            // is tried again, until its lane drops the dead.
+            let unplaced = next != standing || next == Standing::RealTime;
+            if unplaced && running.place(self.placement(core, next)).is_ok() {
+                standing = next;
+            }
+            drop(running);
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn what_was_used_is_free_again_after_a_second() {
+        let mut spent = Spent::new(1);
+        spent.charge(0, Time::from_millis(100), ms(60));
+        spent.charge(0, Time::from_millis(400), ms(30));
+        assert_eq!(spent.left(0, Time::from_millis(1_099), ms(100)), ms(10));
+        assert_eq!(spent.left(0, Time::from_millis(1_100), ms(100)), ms(70));
+        assert_eq!(spent.left(0, Time::from_millis(1_400), ms(100)), ms(100));
+        assert_eq!(spent.left(1, Time::from_millis(1_400), ms(100)), Duration::ZERO, "there is no such core");
+    }
+
+    #[test]
+    fn a_start_leaves_the_real_time_class_with_its_budget_and_comes_back_with_a_new_one() {
+        let limits = Limits::new(1);
+        limits.0[0].store(50_000_000, Ordering::Relaxed);
+        let nursery = Nursery::new(Arc::new(limits), vec![3]);
+        assert_eq!(nursery.standing(0, Standing::Ordinary), Standing::RealTime);
+        nursery.charge(0, ms(49));
+        assert_eq!(nursery.standing(0, Standing::RealTime), Standing::RealTime);
+        assert_eq!(nursery.standing(0, Standing::Ordinary), Standing::Ordinary);
+        nursery.charge(0, ms(1));
+        assert_eq!(nursery.standing(0, Standing::RealTime), Standing::Ordinary);
+        assert_eq!(nursery.placement(0, Standing::RealTime), Placement::RealTime { core: 3, priority: 1 });
+    }
+}
