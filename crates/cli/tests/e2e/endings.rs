@@ -18,7 +18,7 @@ fn a_node_that_is_told_to_stop_answers_what_runs_first() {
     let home = TempDir::new().unwrap();
     let node = Node::start(&home.path().join("node"), &[]);
     node.python("plain", "timeout = \"20s\"\n", SLEEPER);
-    let further = "[guarantee]\nrate = \"1/s\"\nmax_run_time = \"4s\"\ncpu = 0.05\nstart_within = \"1s\"\n";
+    let further = "[guarantee]\nrate = \"1/s\"\nmax_run_time = \"4s\"\ncpu = 0.02\nstart_within = \"1s\"\n";
     node.python("promised", further, SLEEPER);
     let (address, token) = (node.address, format!("Bearer {}", node.token));
     let answers = std::thread::scope(|scope| {
