@@ -1,13 +1,14 @@
 //! Serves the Runtime API of the lane's instances: reads their requests, has the lane's state answer them.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
 
 use bytes::Bytes;
 use engine::port::{Allowance, Event};
 use http::request::Parts;
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, StatusCode};
 use model::{End, InstanceId, InvocationId, Time};
 use runtime::api::{self, ConnectionId, Content, Delivery, Ended, Failure, Reply};
 use runtime::http1::{After, Connection, Error, Limits};
@@ -93,7 +94,18 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
             Err(_) => break,
         };
         let (response, delivers) = match lane.with(|core| core.api_request(instance, id, &parts, content)) {
-            Some(Answer::Now(response)) => (response, None),
+            // A runtime that has asked on already reads this together with its next invocation: one write, one wake-up.
+            Some(Answer::Now(response)) if response.status() == StatusCode::ACCEPTED && 0 < connection.buffered() => {
+                match connection.hold_response(response) {
+                    None => continue,
+                    Some(response) => (response, None),
+                }
+            }
+            Some(Answer::Now(response)) => {
+                // The client, who was just given his result, comes before the runtime.
+                let_others_run().await;
+                (response, None)
+            }
             Some(Answer::Later(waits)) => {
                 tokio::select! {
                     biased;
@@ -116,6 +128,19 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
         }
     }
     lane.with(|core| core.disconnected(instance, id));
+}
+
+/// Lets the lane's tasks that are ready run before the caller goes on.
+async fn let_others_run() {
+    let mut waited = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// How a request of a runtime is answered.
@@ -185,8 +210,8 @@ impl<M: Machine> Core<M> {
     fn returned(&mut self, instance: InstanceId, ended: Ended) {
         let now = clock::now();
         let id = ended.id;
-        let cpu = self.cpu_of(id);
         let cpu_time = self.cpu_time(instance);
+        let cpu = self.cpu_of(id, cpu_time);
         if let Some(known) = self.instances.get_mut(&instance) {
             known.serving = None;
             known.rest.begin_again(cpu_time);
@@ -272,9 +297,10 @@ impl<M: Machine> Core<M> {
         (allowance, conforming): (Allowance, Option<Time>),
     ) {
         let start_bound = self.start_bound_of(id);
+        let cpu = self.cpu_time(instance);
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let Some(known) = self.instances.get_mut(&instance) else { return };
-        known.rest.end(known.running.as_ref().map_or(Duration::ZERO, |running| running.cpu_time()));
+        known.rest.end(cpu);
         waiting.progress.delivered = Some(now);
         waiting.progress.waited = self.arriving != Some(id);
         waiting.progress.conforming = conforming;
@@ -313,7 +339,7 @@ impl<M: Machine> Core<M> {
         }
         known.serving = Some(id);
         if self.lane == lanes::Lane::Guaranteed {
-            self.watch(now, id, instance, allowance);
+            self.watch(now, (id, instance), allowance, cpu);
         }
     }
 }

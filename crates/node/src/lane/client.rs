@@ -1,6 +1,7 @@
 //! Serves the clients of a lane: reads requests, submits them, writes the answers, sends connections where they belong.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use model::{Class, FunctionKey, InvocationId, LeaseId, Time, UrlAccess};
 use runtime::http1::{After, Connection, Error as WireError, Limits};
 use runtime::sys::clock;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::Lane;
 use super::machine::Machine;
@@ -71,6 +72,28 @@ struct Client<M> {
     connection: Connection<TcpStream>,
     peer: SocketAddr,
     manners: Manners,
+    idle: Idle,
+}
+
+/// Ends the wait for a connection that sends nothing. One timer serves all requests of a connection: it is set anew only when
+/// it fires, because setting it for each would cost a system call and another turn of the event loop.
+struct Idle(Pin<Box<Sleep>>);
+
+impl Idle {
+    fn new() -> Self {
+        Self(Box::pin(sleep(IDLE)))
+    }
+
+    /// Ends [`IDLE`] after `since`. Can be cancelled and called again.
+    async fn over(&mut self, since: Instant) {
+        loop {
+            self.0.as_mut().await;
+            if IDLE <= since.elapsed() {
+                return;
+            }
+            self.0.as_mut().reset(since + IDLE);
+        }
+    }
 }
 
 /// What a connection did so far; it goes with the connection from lane to lane.
@@ -90,8 +113,8 @@ impl Default for Manners {
 /// Serves a connection until it closes or moves on.
 pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
     let Ok(stream) = TcpStream::from_std(moved.stream) else { return };
-    let mut client =
-        Client { lane, connection: Connection::with_buffer(stream, moved.unread), peer: moved.peer, manners: moved.manners };
+    let connection = Connection::with_buffer(stream, moved.unread);
+    let mut client = Client { lane, connection, peer: moved.peer, manners: moved.manners, idle: Idle::new() };
     loop {
         match client.turn().await {
             Turn::Next => {}
@@ -110,10 +133,16 @@ pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
 
 impl<M: Machine> Client<M> {
     async fn turn(&mut self) -> Turn {
-        let parts = match timeout(IDLE, self.connection.read_head(&LIMITS)).await {
-            Ok(Ok(Some(parts))) => parts,
-            Ok(Ok(None)) | Err(_) => return Turn::Close,
-            Ok(Err(error)) => return self.broken(&error).await,
+        let since = Instant::now();
+        let read = tokio::select! {
+            biased;
+            read = self.connection.read_head(&LIMITS) => read,
+            () = self.idle.over(since) => return Turn::Close,
+        };
+        let parts = match read {
+            Ok(Some(parts)) => parts,
+            Ok(None) => return Turn::Close,
+            Err(error) => return self.broken(&error).await,
         };
         match Target::of(parts.uri.path()) {
             Target::Management => Turn::Move(Destination::Management),
@@ -471,4 +500,19 @@ fn no_lease() -> Response<Bytes> {
 /// Whether an invocation was one that admission accounts for.
 fn took_slot(outcome: &Outcome) -> bool {
     matches!(outcome.ending, Ending::Ran(_)) && outcome.class == Class::Guaranteed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_when_it_was_silent_for_the_whole_time() {
+        let (begin, second) = (Instant::now(), Duration::from_secs(1));
+        let mut idle = Idle::new();
+        timeout(IDLE - second, idle.over(begin)).await.unwrap_err();
+        // A request came in the last second, and nothing since.
+        idle.over(begin + IDLE - second).await;
+        assert_eq!(begin.elapsed(), IDLE + IDLE - second);
+    }
 }

@@ -102,17 +102,18 @@ impl<M: Machine> Core<M> {
         }
     }
 
-    /// CPU time of an instance's program so far.
+    /// CPU time of an instance's program so far. Zero in the best-effort lane, which holds nobody to it: a reading is a
+    /// system call.
     pub(super) fn cpu_time(&self, instance: InstanceId) -> Duration {
+        if self.lane != Lane::Guaranteed {
+            return Duration::ZERO;
+        }
         let running = self.instances.get(&instance).and_then(|known| known.running.as_ref());
         running.map_or(Duration::ZERO, |running| running.cpu_time())
     }
 
     /// The instance has its class and waits for its first invocation.
     pub(super) fn rests(&mut self, instance: InstanceId) {
-        if self.lane != Lane::Guaranteed {
-            return;
-        }
         let cpu = self.cpu_time(instance);
         if let Some(known) = self.instances.get_mut(&instance) {
             known.rest.begin(cpu);

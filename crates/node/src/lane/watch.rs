@@ -71,8 +71,8 @@ impl Watches {
 }
 
 impl<M: Machine> Core<M> {
-    /// Begins to watch a delivered invocation.
-    pub(super) fn watch(&mut self, now: Time, id: InvocationId, instance: InstanceId, allowance: Allowance) {
+    /// Begins to watch a delivered invocation, whose instance had used `cpu` until then.
+    pub(super) fn watch(&mut self, now: Time, (id, instance): (InvocationId, InstanceId), allowance: Allowance, cpu: Duration) {
         let Some(running) = self.instances.get(&instance).and_then(|known| known.running.clone()) else { return };
         let core = self.instances.get(&instance).and_then(|known| known.core());
         let cpu_budget = allowance.cpu.budget(allowance.run_time);
@@ -81,7 +81,7 @@ impl<M: Machine> Core<M> {
             instance,
             core,
             delivered: now,
-            cpu_before: running.cpu_time(),
+            cpu_before: cpu,
             pushed_aside_before: running.pushed_aside(),
             stolen_before: self.stolen_on(core),
             run_time: allowance.run_time,
@@ -90,11 +90,9 @@ impl<M: Machine> Core<M> {
         self.watches.set(id, watch);
     }
 
-    /// CPU time the invocation used so far.
-    pub(super) fn cpu_of(&self, id: InvocationId) -> Duration {
-        let Some(watch) = self.watches.by_id.get(&id) else { return Duration::ZERO };
-        let running = self.instances.get(&watch.instance).and_then(|known| known.running.as_ref());
-        running.map_or(Duration::ZERO, |running| running.cpu_time().saturating_sub(watch.cpu_before))
+    /// CPU time the invocation used until its instance had used `cpu` in all.
+    pub(super) fn cpu_of(&self, id: InvocationId, cpu: Duration) -> Duration {
+        self.watches.by_id.get(&id).map_or(Duration::ZERO, |watch| cpu.saturating_sub(watch.cpu_before))
     }
 
     /// Looks at what a running invocation used; ends it or looks again later.

@@ -92,6 +92,11 @@ impl Exchange {
             trailers: HeaderMap::new(),
         })
     }
+
+    /// Whether another request may follow on its connection.
+    fn lives_on(&self) -> bool {
+        self.wish == Wish::KeepAlive && self.body.is_done()
+    }
 }
 
 fn begun(exchange: &mut Option<Exchange>) -> &mut Exchange {
@@ -190,6 +195,34 @@ impl<S> Connection<S> {
         begun(&mut self.exchange).body.took(count);
     }
 
+    /// Answers the request that was read, but keeps the answer until the next one is written: for a client that has sent its
+    /// next request already and reads both answers together. A connection that holds an answer is not to be given away. A
+    /// response after which the connection closes is given back, and so is what would make more than 16 KiB.
+    #[must_use]
+    pub fn hold_response(&mut self, response: Response<Bytes>) -> Option<Response<Bytes>> {
+        let lives_on = self.exchange.as_ref().is_some_and(Exchange::lives_on);
+        if !lives_on || JOINED_BYTES < self.output.len() + response.body().len() {
+            return Some(response);
+        }
+        let (_, body) = self.encode(response, After::KeepAlive);
+        self.output.extend_from_slice(&body);
+        None
+    }
+
+    /// Appends the head of a response to the output. Returns what becomes of the connection, and the body to send.
+    fn encode(&mut self, response: Response<Bytes>, after: After) -> (After, Bytes) {
+        let exchange = self.exchange.take();
+        let after = if exchange.as_ref().is_some_and(Exchange::lives_on) { after } else { After::Close };
+        let method = exchange.map_or(Method::GET, |exchange| exchange.method);
+        let content = response::content(response.status(), &method);
+        response::write_head(&mut self.output, &response, content, after);
+        let body = match content {
+            Content::Sent => response.into_body(),
+            Content::Told | Content::Never => Bytes::new(),
+        };
+        (after, body)
+    }
+
     fn shrink(&mut self) {
         // A buffer's capacity is what lies behind its reading position; only reclaiming shows its true size.
         for buffer in [&mut self.input, &mut self.output] {
@@ -276,26 +309,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// wants; the connection closes also when the client asked for it or part of its body was left unread. When this is
     /// cancelled or fails, the connection is not used again.
     pub async fn write_response(&mut self, response: Response<Bytes>, after: After) -> Result<After, Error> {
-        let exchange = self.exchange.take();
-        let after = match &exchange {
-            Some(exchange) if exchange.wish == Wish::KeepAlive && exchange.body.is_done() => after,
-            Some(_) | None => After::Close,
-        };
-        let method = exchange.map_or(Method::GET, |exchange| exchange.method);
-        let content = response::content(response.status(), &method);
-        response::write_head(&mut self.output, &response, content, after);
-        let body = match content {
-            Content::Sent => response.into_body(),
-            Content::Told | Content::Never => Bytes::new(),
-        };
+        let (after, body) = self.encode(response, after);
         self.after = After::Close; // until the whole response is out
         let written = if body.len() <= JOINED_BYTES {
             self.output.extend_from_slice(&body);
-            self.stream.write_all_buf(&mut self.output).await
+            self.stream.write_all(&self.output).await
         } else {
             self.stream.write_all_buf(&mut (&mut self.output).chain(body)).await
         };
         written.map_err(|source| Error::Io { source })?;
+        self.output.clear();
         self.stream.flush().await.map_err(|source| Error::Io { source })?;
         self.after = after;
         self.shrink();
@@ -342,7 +365,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             let room = usize::try_from(exchange.body.left()).unwrap_or(MAX_READ_BYTES);
             if exchange.go_ahead == GoAhead::Awaited {
-                self.stream.write_all(GO_AHEAD).await.map_err(|source| Error::Io { source })?;
+                self.output.extend_from_slice(GO_AHEAD); // behind what is held
+                self.stream.write_all_buf(&mut self.output).await.map_err(|source| Error::Io { source })?;
                 self.stream.flush().await.map_err(|source| Error::Io { source })?;
                 begun(&mut self.exchange).go_ahead = GoAhead::NotAwaited;
             }

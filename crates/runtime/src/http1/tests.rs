@@ -246,6 +246,48 @@ fn a_large_response_is_one_write_too() {
 }
 
 #[test]
+fn a_held_answer_leaves_in_one_write_with_the_next() {
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n";
+    let sent = |next: &str, body: &str| {
+        run(async {
+            let mut connection = Connection::new(Script::new([format!("{get}{next}").into(), body.into()]));
+            one_read(&mut connection).await;
+            assert!(connection.hold_response(Response::new(Bytes::from_static(b"first"))).is_none());
+            assert_eq!(connection.stream().writes, 0);
+            one_read(&mut connection).await;
+            connection.write_response(Response::new(Bytes::from_static(b"second")), After::KeepAlive).await.unwrap();
+            (String::from_utf8(connection.stream().written.clone()).unwrap(), connection.stream().writes)
+        })
+    };
+    let ok = |body: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: keep-alive\r\n\r\n{body}", body.len());
+    assert_eq!(sent(get, ""), (ok("first") + &ok("second"), 1));
+    let go_ahead = std::str::from_utf8(GO_AHEAD).unwrap();
+    assert_eq!(sent(post, "x"), (ok("first") + go_ahead + &ok("second"), 2));
+}
+
+#[test]
+fn only_an_answer_that_another_may_follow_is_held() {
+    run(async {
+        let mut connection = Connection::new(Script::whole(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
+        one_read(&mut connection).await;
+        connection.hold_response(Response::new(Bytes::new())).unwrap();
+        let after = connection.write_response(Response::new(Bytes::new()), After::KeepAlive).await.unwrap();
+        assert_eq!(after, After::Close);
+
+        let mut connection = Connection::new(Script::whole(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
+        one_read(&mut connection).await;
+        connection.hold_response(Response::new(Bytes::from(vec![b'x'; JOINED_BYTES + 1]))).unwrap();
+    });
+}
+
+/// Reads one request whole.
+async fn one_read(connection: &mut Connection<Script>) {
+    let parts = connection.read_head(&Limits::default()).await.unwrap().unwrap();
+    connection.read_body(&parts, 100).await.unwrap();
+}
+
+#[test]
 fn an_unread_body_closes_the_connection() {
     let request = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
     let (text, after, _) = response_text(request, Response::new(Bytes::new()), After::KeepAlive);

@@ -20,7 +20,7 @@ use super::{Answer, Exit, Launch, Options, Placement, Request, STARTS_MAX, Stand
 use crate::cgroup::{self, Group};
 use crate::sandbox::Failure;
 use crate::sys;
-use crate::sys::process::Pidfd;
+use crate::sys::process::{CpuClock, Pidfd};
 use crate::sys::sched;
 use crate::sys::socket::{BYTES_MAX, Message, Packets};
 
@@ -100,7 +100,7 @@ impl Started {
     /// What [`CpuMeter::used`] reads.
     #[must_use]
     pub fn cpu_meter(&self) -> CpuMeter {
-        CpuMeter { program: self.program, group: self.group.clone() }
+        CpuMeter { program: self.program, clock: CpuClock::of(self.program).ok(), group: self.group.clone() }
     }
 
     /// Gives all threads of the program a class and cores.
@@ -119,6 +119,8 @@ pub fn place(program: Pid, placement: Placement) -> Result<usize, sched::Error> 
 #[derive(Clone, Debug)]
 pub struct CpuMeter {
     program: Pid,
+    /// `None` where the program was gone already.
+    clock: Option<CpuClock>,
     group: Option<Group>,
 }
 
@@ -144,7 +146,8 @@ impl CpuMeter {
     /// CPU time of the program alone, by its clock: about a microsecond, for sampling.
     pub fn program_used(&self) -> Result<Duration, CpuError> {
         let program = self.program.as_raw_nonzero().get();
-        sys::process::cpu_time(self.program).map_err(|source| CpuError::Process { program, source })
+        let clock = self.clock.map_or_else(|| CpuClock::of(self.program), Ok);
+        clock.and_then(CpuClock::read).map_err(|source| CpuError::Process { program, source })
     }
 }
 

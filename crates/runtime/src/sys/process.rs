@@ -241,19 +241,30 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     }
 }
 
-/// The CPU time a process has used, all its threads, without the children it waited for.
-pub fn cpu_time(process: Pid) -> io::Result<Duration> {
-    let mut id: libc::clockid_t = 0;
-    // SAFETY: `id` is valid for the kernel's one write and outlives the call.
-    let error = unsafe { libc::clock_getcpuclockid(process.as_raw_nonzero().get(), &raw mut id) };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
+/// The CPU clock of a process: the time all its threads have used, without the children it waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuClock(libc::clockid_t);
+
+impl CpuClock {
+    /// The clock of a process that exists. It names the process by its number: a reader must know that the process was not
+    /// reaped meanwhile, or must not care.
+    pub fn of(process: Pid) -> io::Result<Self> {
+        let mut id: libc::clockid_t = 0;
+        // SAFETY: `id` is valid for the one write and outlives the call.
+        match unsafe { libc::clock_getcpuclockid(process.as_raw_nonzero().get(), &raw mut id) } {
+            0 => Ok(Self(id)),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
     }
-    let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `at` is valid for the kernel's one write and outlives the call.
-    match unsafe { libc::clock_gettime(id, &raw mut at) } {
-        0 => Ok(Duration::from_nanos(clock::nanos(Timespec { tv_sec: at.tv_sec, tv_nsec: at.tv_nsec }))),
-        _ => Err(io::Error::last_os_error()),
+
+    /// What it shows: one system call, about a microsecond. Errors when the process is gone.
+    pub fn read(self) -> io::Result<Duration> {
+        let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `at` is valid for the kernel's one write and outlives the call.
+        match unsafe { libc::clock_gettime(self.0, &raw mut at) } {
+            0 => Ok(Duration::from_nanos(clock::nanos(Timespec { tv_sec: at.tv_sec, tv_nsec: at.tv_nsec }))),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 
@@ -357,13 +368,13 @@ mod tests {
 
     #[test]
     fn cpu_time_grows_with_work() {
-        let own = rustix::process::getpid();
-        let before = cpu_time(own).unwrap();
+        let clock = CpuClock::of(rustix::process::getpid()).unwrap();
+        let before = clock.read().unwrap();
         let mut sum = 0_u64;
-        while cpu_time(own).unwrap() == before {
+        while clock.read().unwrap() == before {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
-        assert!(before < cpu_time(own).unwrap());
+        assert!(before < clock.read().unwrap());
     }
 
     #[test]
