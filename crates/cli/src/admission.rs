@@ -64,14 +64,17 @@ pub fn given(guarantee: &Value) -> String {
         ("level", text("level")),
         ("rate", rate),
         ("run time", format!("at most {} (C)", plain(&terms["max_run_time"]))),
-        ("start", format!("within {} promised (B), {} at worst now (S + T)", text("start_within"), text("start_bound"))),
+        (
+            "start",
+            format!("within {} promised (B), {} at worst now (S + T)", text("start_within"), brief(&guarantee["start_bound"])),
+        ),
     ];
-    let end = format!("{} at worst now (R + T)", text("response_bound"));
+    let end = format!("{} at worst now (R + T)", brief(&guarantee["response_bound"]));
     facts.push(match guarantee["deadline"].as_str() {
         Some(deadline) => ("end", format!("within {deadline} promised (D), {end}")),
         None => ("end", end),
     });
-    facts.push(("tolerance", format!("{} (T)", text("tolerance"))));
+    facts.push(("tolerance", format!("{} (T)", brief(&guarantee["tolerance"]))));
     facts.push(("instances", format!("{} at most (K), {} kept warm (W)", text("instances"), text("warm"))));
     if let Some(left) = left(&guarantee["remaining"]) {
         facts.push(("left", left));
@@ -102,6 +105,12 @@ const fn percent(nanocores: u64) -> u64 {
     nanocores / 10_000_000
 }
 
+/// A duration that was computed, as people read it; what is none stays as it came.
+pub(crate) fn brief(value: &Value) -> String {
+    let text = plain(value);
+    model::parse_duration(&text).map_or(text, model::brief_duration)
+}
+
 /// A value without the quotes of JSON; nothing as a dash.
 pub(crate) fn plain(value: &Value) -> String {
     match value {
@@ -122,7 +131,7 @@ mod tests {
     fn a_guarantee_is_shown_with_what_is_promised_and_what_is_now() {
         let guarantee = json!({
             "level": "hard", "terms": { "rate": "30/s", "burst": "3", "max_run_time": "20ms" }, "instances": 5, "warm": 4,
-            "start_within": "80ms", "start_bound": "12ms", "deadline": "100ms", "response_bound": "40ms", "tolerance": "400us",
+            "start_within": "80ms", "start_bound": "11993010ns", "deadline": "100ms", "response_bound": "40ms", "tolerance": "400us",
             "remaining": {
                 "cores": [
                     { "used_nanocores": 600_000_000, "limit_nanocores": 850_000_000 },

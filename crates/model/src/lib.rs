@@ -20,7 +20,7 @@ pub use guarantee::{
 pub use id::{FunctionKey, InstanceId, InvocationId, LeaseId, Version};
 pub use name::{FunctionName, NameError, RateClassName, Tenant};
 pub use outcome::{Cause, Class, End};
-pub use quantity::{Memory, QuantityError, format_duration, parse_duration};
+pub use quantity::{Memory, QuantityError, brief_duration, format_duration, parse_duration};
 pub use rate::{Rate, RateError};
 pub use time::Time;
 

@@ -56,6 +56,22 @@ pub fn format_duration(duration: Duration) -> String {
     format!("{ns}ns")
 }
 
+/// Writes a bound for people: rounded up to whole microseconds below 1 ms, to hundredths of the unit above.
+#[must_use]
+pub fn brief_duration(duration: Duration) -> String {
+    let ns = duration.as_nanos();
+    let hundredths = |unit: &str, unit_ns: u128| {
+        let hundredths = ns.div_ceil(unit_ns / 100);
+        let digits = format!("{}.{:02}", hundredths / 100, hundredths % 100);
+        format!("{}{unit}", digits.trim_end_matches('0').trim_end_matches('.'))
+    };
+    match ns {
+        0..=999_000 => format!("{}us", ns.div_ceil(1_000)),
+        999_001..=999_990_000 => hundredths("ms", 1_000_000),
+        _ => hundredths("s", 1_000_000_000),
+    }
+}
+
 /// `#[serde(with = "duration_text")]` for durations in configuration.
 pub(crate) mod duration_text {
     use std::borrow::Cow;
@@ -138,6 +154,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_bound_is_rounded_up_for_people() {
+        for (ns, text) in [
+            (0, "0us"),
+            (1, "1us"),
+            (999_000, "999us"),
+            (999_001, "1ms"),
+            (23_250_470, "23.26ms"),
+            (80_000_000, "80ms"),
+            (43_500_000, "43.5ms"),
+            (999_990_001, "1s"),
+            (61_234_000_000, "61.24s"),
+        ] {
+            assert_eq!(brief_duration(Duration::from_nanos(ns)), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_bound_for_people_is_never_below_it_and_at_most_a_hundredth_above(ns in 1_000..u64::MAX / 2) {
+            let read = parse_duration(&brief_duration(Duration::from_nanos(ns))).unwrap();
+            prop_assert!(Duration::from_nanos(ns) <= read && read.as_nanos() <= u128::from(ns) + u128::from(ns) / 99 + 1_000);
+        }
+    }
 
     #[test]
     fn durations_read_with_their_units() {

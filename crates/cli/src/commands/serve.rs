@@ -95,7 +95,11 @@ fn say(ready: &Ready, format: Format) {
                 Level::Hard => "hard",
                 Level::Soft => "soft",
             };
-            println!("takt is ready at http://{} (guarantees: {level}, T = {:.1?})", ready.address, measured.tolerance);
+            println!(
+                "takt is ready at http://{} (guarantees: {level}, T = {})",
+                ready.address,
+                model::brief_duration(measured.tolerance)
+            );
         }
     }
 }

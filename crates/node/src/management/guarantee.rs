@@ -8,7 +8,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use http::StatusCode;
-use model::{FunctionName, FunctionSpec, RateClass, Terms, format_duration, parse_duration};
+use model::{FunctionName, FunctionSpec, RateClass, Terms, brief_duration, format_duration, parse_duration};
 use plan::admission::Grant;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -142,8 +142,8 @@ pub(super) async fn explain(State(shared): State<Shared>, Path(text): Path<Strin
 
 fn sentences(grant: &Grant) -> Vec<String> {
     let terms = &grant.demand.terms;
-    let (function, level, tolerance) = (&grant.demand.function, grant.level, format_duration(grant.tolerance));
-    let start = format_duration(grant.start_bound + grant.tolerance);
+    let (function, level, tolerance) = (&grant.demand.function, grant.level, brief_duration(grant.tolerance));
+    let start = brief_duration(grant.start_bound + grant.tolerance);
     let mut lines = vec![
         match (&terms.pacing, &grant.demand.rate_class) {
             (model::Pacing::Own { rate, burst }, _) => {
@@ -165,7 +165,7 @@ fn sentences(grant: &Grant) -> Vec<String> {
         ),
     ];
     if let Some(deadline) = terms.deadline {
-        let response = format_duration(grant.response_bound + grant.tolerance);
+        let response = brief_duration(grant.response_bound + grant.tolerance);
         lines.push(format!("It ends within {deadline} of its arrival; as things stand within {response} of its slot."));
     }
     lines.push(format!(

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use model::{FunctionName, Level, Rate, RateClassName, format_duration};
+use model::{FunctionName, Level, Rate, RateClassName, brief_duration, format_duration};
 
 /// Why a guarantee cannot be given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +57,12 @@ pub enum Binding {
     Front { needed: u64, available: u64 },
     #[error(
         "function `{function}` would start up to {} late on core {core} (with a dispatch tolerance of {}), and {} are promised",
-        format_duration(*bound + *tolerance), format_duration(*tolerance), format_duration(*promised)
+        brief_duration(*bound + *tolerance), brief_duration(*tolerance), format_duration(*promised)
     )]
     Start { function: FunctionName, core: u16, bound: Duration, tolerance: Duration, promised: Duration },
     #[error(
         "function `{function}` would end up to {} after its arrival on core {core} (with a dispatch tolerance of {}), and {} are promised",
-        format_duration(*bound + *tolerance), format_duration(*tolerance), format_duration(*promised)
+        brief_duration(*bound + *tolerance), brief_duration(*tolerance), format_duration(*promised)
     )]
     Deadline { function: FunctionName, core: u16, bound: Duration, tolerance: Duration, promised: Duration },
     #[error("the time in which function `{function}` would end on core {core} has no bound")]

@@ -222,7 +222,7 @@ pub fn refusal(refusal: Refusal, function: &FunctionName, home: &Home, now: Time
             throttled(ThrottleReason::Concurrency, message, Duration::from_secs(1))
         }
         Refusal::Expired { deadline } => {
-            let late = model::format_duration(now.since(deadline));
+            let late = model::brief_duration(now.since(deadline));
             let message =
                 format!("the invocation of `{function}` could not start in time for its deadline, {late} ago, and was dropped");
             Error::DeadlineExpired { message }
