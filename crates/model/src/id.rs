@@ -24,6 +24,18 @@ impl InvocationId {
         self.0
     }
 
+    /// The id as clients see it.
+    #[must_use]
+    pub fn text(self) -> IdText {
+        let mut text = [b'-'; TEXT_BYTES];
+        let mut shift = 128;
+        for place in (0..TEXT_BYTES).filter(|place| !DASHES.contains(place)) {
+            shift -= 4;
+            text[place] = b"0123456789abcdef"[usize::try_from(self.0 >> shift & 0xf).unwrap_or_default()];
+        }
+        IdText(text)
+    }
+
     /// The id with exactly these bits, as read back from a record.
     #[must_use]
     pub const fn from_u128(bits: u128) -> Self {
@@ -33,9 +45,22 @@ impl InvocationId {
 
 impl fmt::Display for InvocationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let v = self.0;
-        let (a, b, c, d, e) = (v >> 96, (v >> 80) & 0xffff, (v >> 64) & 0xffff, (v >> 48) & 0xffff, v & 0xffff_ffff_ffff);
-        write!(f, "{a:08x}-{b:04x}-{c:04x}-{d:04x}-{e:012x}")
+        f.write_str(self.text().as_str())
+    }
+}
+
+/// An invocation id as text, without allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdText([u8; TEXT_BYTES]);
+
+const TEXT_BYTES: usize = 36;
+/// Where the groups of 8, 4, 4, 4 and 12 digits are parted.
+const DASHES: [usize; 4] = [8, 13, 18, 23];
+
+impl IdText {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default() // digits and dashes: always valid
     }
 }
 
@@ -51,13 +76,19 @@ impl FromStr for InvocationId {
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let error = || ParseIdError { text: text.chars().take(64).collect() };
-        let groups: Vec<&str> = text.split('-').collect();
-        let hex = |byte: u8| byte.is_ascii_hexdigit();
-        let shaped = groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]);
-        if !shaped || !groups.iter().all(|group| group.bytes().all(hex)) {
+        if text.len() != TEXT_BYTES {
             return Err(error());
         }
-        u128::from_str_radix(&groups.concat(), 16).map(Self).map_err(|_| error())
+        let mut id = 0;
+        for (at, byte) in text.bytes().enumerate() {
+            let parts = DASHES.contains(&at);
+            match char::from(byte).to_digit(16) {
+                None if parts && byte == b'-' => {}
+                Some(digit) if !parts => id = id << 4 | u128::from(digit),
+                Some(_) | None => return Err(error()),
+            }
+        }
+        Ok(Self(id))
     }
 }
 
@@ -104,11 +135,16 @@ mod tests {
         let id = InvocationId::from_random(u128::MAX);
         assert_eq!(id.to_string(), "ffffffff-ffff-4fff-bfff-ffffffffffff");
         assert_eq!(id.to_string().parse(), Ok(id));
+        let mixed = InvocationId::from_u128(0x0123_4567_89ab_4def_8123_4567_89ab_cdef);
+        assert_eq!(mixed.to_string(), "01234567-89ab-4def-8123-456789abcdef");
+        assert_eq!("01234567-89AB-4def-8123-456789abcdef".parse(), Ok(mixed));
         for text in [
             "",
             "ffffffff-ffff-4fff-bfff-fffffffffff",
             "gfffffff-ffff-4fff-bfff-ffffffffffff",
             "+fffffff-ffff-4fff-bfff-ffffffffffff",
+            "fffffff-fffff-4fff-bfff-ffffffffffff",
+            "ffffffff-ffff-4fff-bfff-fffffffffffff",
         ] {
             assert!(text.parse::<InvocationId>().is_err(), "{text}");
         }

@@ -17,7 +17,7 @@ pub use function::{FunctionSpec, Outbound, Peer, Runtime, UrlAccess};
 pub use guarantee::{
     Burst, CpuShare, DurationText, Guarantee, Level, OnOverrun, Overflow, Pacing, RateClass, Require, TermError, Terms,
 };
-pub use id::{FunctionKey, InstanceId, InvocationId, LeaseId, Version};
+pub use id::{FunctionKey, IdText, InstanceId, InvocationId, LeaseId, Version};
 pub use name::{FunctionName, NameError, RateClassName, Tenant};
 pub use outcome::{Cause, Class, End};
 pub use quantity::{Memory, QuantityError, brief_duration, format_duration, parse_duration};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::serde_as_text;
 
@@ -14,10 +15,10 @@ pub struct NameError {
     text: String,
 }
 
-fn valid(text: &str, what: &'static str, max: usize) -> Result<String, NameError> {
+fn valid(text: &str, what: &'static str, max: usize) -> Result<Arc<str>, NameError> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if (1..=max).contains(&text.len()) && text.bytes().all(allowed) {
-        Ok(text.to_owned())
+        Ok(text.into())
     } else {
         let text = text.chars().take(2 * max).collect();
         Err(NameError { what, max, text })
@@ -28,7 +29,7 @@ macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             #[must_use]
@@ -70,7 +71,7 @@ name! {
 
 impl Default for Tenant {
     fn default() -> Self {
-        Self("default".to_owned())
+        Self("default".into())
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) mod ration;
 pub(crate) mod watch;
 
 #[cfg(test)]
+mod allocations;
+#[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;

@@ -61,7 +61,7 @@ fn address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9000))
 }
 
-fn front() -> Arc<Front> {
+pub(super) fn front() -> Arc<Front> {
     let secret = |text: &str| Secret::new(text.to_owned());
     let keys = Keys { access_key_id: "id".to_owned(), secret_access_key: secret("secret"), token: secret(TOKEN) };
     Arc::new(Front {

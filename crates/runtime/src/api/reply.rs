@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use super::Invocation;
+use crate::http1::number;
 
 pub(super) const INVOCATION_ID: HeaderName = HeaderName::from_static("lambda-runtime-invocation-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("lambda-runtime-aws-request-id");
@@ -29,11 +30,11 @@ fn make(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -
 /// The answer to `/next`: the invocation and what the runtime is told about it.
 pub(super) fn invocation(invocation: Invocation, attempt: u64) -> Response<Bytes> {
     let mut headers = HeaderMap::with_capacity(12);
-    if let Ok(id) = HeaderValue::try_from(invocation.id.to_string()) {
+    if let Ok(id) = HeaderValue::from_str(invocation.id.text().as_str()) {
         headers.insert(REQUEST_ID, id);
     }
     headers.insert(INVOCATION_ID, self::attempt(attempt));
-    headers.insert(DEADLINE_MS, HeaderValue::from(invocation.deadline_epoch_ms));
+    headers.insert(DEADLINE_MS, number(invocation.deadline_epoch_ms));
     headers.insert(FUNCTION_ARN, invocation.function_arn);
     headers.insert(header::CONTENT_TYPE, invocation.content_type.unwrap_or(JSON));
     for (name, value) in [
@@ -53,7 +54,7 @@ pub(super) fn invocation(invocation: Invocation, attempt: u64) -> Response<Bytes
 
 /// The name of one delivery within its instance.
 pub(super) fn attempt(count: u64) -> HeaderValue {
-    HeaderValue::from(count)
+    number(count)
 }
 
 pub(super) fn accepted() -> Response<Bytes> {

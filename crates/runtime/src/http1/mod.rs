@@ -25,6 +25,7 @@ pub use error::Error;
 use head::Wish;
 pub use head::{Limits, MAX_HEADERS};
 use response::Content;
+pub use response::number;
 
 /// The least room offered to one read.
 const READ_BYTES: usize = 4 << 10;
@@ -347,7 +348,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let mut left = LINGER_BYTES;
         loop {
             self.input.clear();
-            let count = self.fill(MAX_READ_BYTES).await?;
+            // Many connections may end at the same time: little room for each.
+            let count = self.fill(READ_BYTES).await?;
             left = left.saturating_sub(count);
             if count == 0 || left == 0 {
                 return Ok(());

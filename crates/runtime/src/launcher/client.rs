@@ -63,6 +63,12 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// Holds a program and the first process of its pid namespace, which may be the same one.
+    #[must_use]
+    pub const fn new(init: Pidfd, program: Pidfd) -> Self {
+        Self { init, program }
+    }
+
     /// Kills the instance, from any thread, without the launcher. One already dead is no error.
     ///
     /// The program is killed first and by itself: init, whose end takes everything else along, is not real-time and may wait
@@ -100,7 +106,7 @@ impl Started {
     /// What [`CpuMeter::used`] reads.
     #[must_use]
     pub fn cpu_meter(&self) -> CpuMeter {
-        CpuMeter { program: self.program, clock: CpuClock::of(self.program).ok(), group: self.group.clone() }
+        CpuMeter { group: self.group.clone(), ..CpuMeter::of(self.program) }
     }
 
     /// Gives all threads of the program a class and cores.
@@ -134,6 +140,12 @@ pub enum CpuError {
 }
 
 impl CpuMeter {
+    /// The meter of a program in no control group that accounts it.
+    #[must_use]
+    pub fn of(program: Pid) -> Self {
+        Self { program, clock: CpuClock::of(program).ok(), group: None }
+    }
+
     /// CPU time of all processes of the instance or, where no control group accounts it, of its program alone.
     pub fn used(&self) -> Result<Duration, CpuError> {
         let accounted = self.group.as_ref().map_or(Ok(None), Group::cpu_used);

@@ -1,6 +1,5 @@
 //! Outcomes of invocations as HTTP answers.
 
-use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,10 +8,14 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use journal::record;
 use model::{Class, FunctionName, InstanceId, InvocationId, Time};
+use runtime::http1;
 use serde_json::json;
 
 use super::MAX_RESULT_BYTES;
 use crate::lambda::{Error, Home, ThrottleReason};
+
+/// Headers of an answer, with some to spare: room for them is made once.
+const HEADERS: usize = 12;
 
 /// How an invocation that was taken on ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,13 +71,13 @@ impl Timing {
             Class::Guaranteed => "guaranteed",
             Class::BestEffort => "best-effort",
         };
-        headers.insert("x-takt-class", HeaderValue::from_static(class));
+        headers.insert(HeaderName::from_static("x-takt-class"), HeaderValue::from_static(class));
         let conforming = if self.conforming.is_some() { "true" } else { "false" };
-        headers.insert("x-takt-conforming", HeaderValue::from_static(conforming));
+        headers.insert(HeaderName::from_static("x-takt-conforming"), HeaderValue::from_static(conforming));
         let mut micros = |name: &'static str, duration: Option<Duration>| {
             if let Some(duration) = duration {
                 let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-                headers.insert(HeaderName::from_static(name), HeaderValue::from(micros));
+                headers.insert(HeaderName::from_static(name), http1::number(micros));
             }
         };
         micros("x-takt-queue-wait-us", self.delivered.map(|delivered| delivered.since(self.arrived)));
@@ -83,7 +86,7 @@ impl Timing {
         micros("x-takt-start-delay-us", self.started.map(|started| started.since(from)));
         micros("x-takt-start-bound-us", self.start_bound);
         if let Some(instance) = self.instance {
-            insert(headers, "x-takt-instance", &instance);
+            insert(headers, "x-takt-instance", &instance.to_string());
         }
     }
 }
@@ -105,8 +108,9 @@ impl Answer<'_> {
         let (body, error) = body(self.id, outcome);
         let mut response = Response::new(body);
         let headers = response.headers_mut();
+        headers.reserve(HEADERS);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert("x-amz-executed-version", HeaderValue::from_static("$LATEST"));
+        headers.insert(HeaderName::from_static("x-amz-executed-version"), HeaderValue::from_static("$LATEST"));
         match error {
             FunctionError::None => {}
             FunctionError::Unhandled => {
@@ -114,7 +118,7 @@ impl Answer<'_> {
             }
         }
         if let Some(tail) = self.log_tail {
-            insert(headers, "x-amz-log-result", &tail);
+            insert(headers, "x-amz-log-result", tail);
         }
         self.write(headers);
         response
@@ -122,8 +126,8 @@ impl Answer<'_> {
 
     /// The headers that answers by AWS's path and by URL share.
     pub fn write(&self, headers: &mut HeaderMap) {
-        insert(headers, "x-amzn-requestid", &self.id);
-        insert(headers, "x-amzn-trace-id", &self.trace);
+        insert(headers, "x-amzn-requestid", self.id.text().as_str());
+        insert(headers, "x-amzn-trace-id", self.trace);
         self.timing.write(headers);
     }
 }
@@ -187,9 +191,9 @@ fn seconds(bound: Duration) -> String {
     format!("{}.{}", bound.as_secs(), &nanos[..decimals])
 }
 
-fn insert(headers: &mut HeaderMap, name: &'static str, value: &impl fmt::Display) {
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
     // Ids, base64 and header text that came in as such: all visible ASCII. What is not is left out rather than sent mangled.
-    if let Ok(value) = HeaderValue::try_from(value.to_string()) {
+    if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(HeaderName::from_static(name), value);
     }
 }
@@ -200,7 +204,7 @@ pub fn dry_run(id: InvocationId) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
-    insert(headers, "x-amzn-requestid", &id);
+    insert(headers, "x-amzn-requestid", id.text().as_str());
     headers.insert("x-amz-executed-version", HeaderValue::from_static("$LATEST"));
     response
 }
