@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use model::Level;
-use plan::admission::{NodeCapacity, Periodic};
+use model::{Burst, Level, Rate};
+use plan::admission::{Budgeted, NodeCapacity, Periodic};
 use runtime::sys::sched::{self, Throttle};
 
 use crate::calibrate::{Classes, Measured};
-use crate::lane::{ACCEPTS_PER_SECOND, ration, watch};
-use crate::starter::STARTS_PER_SECOND;
+use crate::lane::{ACCEPTS_AT_ONCE, ACCEPTS_PER_SECOND, EXCESS_AT_ONCE, ration, watch};
+use crate::starter::{STARTS_AT_ONCE, STARTS_PER_SECOND};
 use crate::starts;
 
 /// Of the machine's memory, what instances of guaranteed functions may reserve, in hundredths.
@@ -26,7 +26,6 @@ const ACCEPT_COST: Duration = Duration::from_micros(60);
 const ASK_COST: Duration = Duration::from_micros(30);
 /// An instance's start and end, without what it asks meanwhile.
 const START_COST: Duration = Duration::from_micros(150);
-const FRONT_PERIOD: Duration = Duration::from_millis(100);
 /// Excess per second that admission accounts for, over all functions.
 const EXCESS_PER_SECOND_MAX: u32 = 1_000;
 /// What excess may take of the front's core in a second. Where serving it is dear, less is served.
@@ -40,18 +39,23 @@ pub(crate) fn excess_per_second(front_cost: Duration) -> u32 {
 
 /// The capacity of a machine that was measured. `memory` is the owner's limit in bytes.
 pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: Option<u64>) -> NodeCapacity {
-    let per_period = |per_second: u32| per_second.div_ceil(10);
-    let accepts = (ACCEPT_COST + measured.front_cost) * per_period(ACCEPTS_PER_SECOND);
-    let excess = measured.front_cost * per_period(excess_per_second(measured.front_cost));
-    let starts = (START_COST + ASK_COST * ration::ASKS_PER_START) * per_period(STARTS_PER_SECOND);
-    let budget = accepts + excess + starts;
+    let one = measured.front_cost;
+    // Each lane spends half of what excess there may be.
+    let excess = excess_per_second(one).div_ceil(2);
+    let front_budgets = vec![
+        budgeted(ACCEPTS_PER_SECOND, ACCEPTS_AT_ONCE, ACCEPT_COST + one),
+        budgeted(excess, EXCESS_AT_ONCE, one),
+        budgeted(excess, EXCESS_AT_ONCE, one),
+        budgeted(STARTS_PER_SECOND, STARTS_AT_ONCE, START_COST + ASK_COST * ration::ASKS_PER_START),
+    ];
     NodeCapacity {
         cores: u16::try_from(cores.len()).unwrap_or(u16::MAX),
         core_limit_thousandths: NodeCapacity::CORE_LIMIT_THOUSANDTHS,
         front_core: 0,
         front_cost: measured.front_cost,
+        connection_cost: ASK_COST,
         front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
-        front_budget: Periodic { cost: budget, period: FRONT_PERIOD },
+        front_budgets,
         tick: PROBE,
         context_switch: CONTEXT_SWITCH,
         overshoot: watch::SAMPLING,
@@ -65,6 +69,12 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         memory: memory.unwrap_or_else(|| machine_memory() / 100 * MEMORY_HUNDREDTHS),
         instances: INSTANCES_MAX,
     }
+}
+
+fn budgeted(per_second: u32, at_once: u32, cost: Duration) -> Budgeted {
+    let rate = Rate::per_second(u64::from(per_second)).expect("invariant: budgets allow something, and less than a million");
+    let burst = Burst::new(at_once).expect("invariant: budgets allow a few at once");
+    Budgeted { rate, burst, cost }
 }
 
 /// What the kernel lets real-time threads use of a core in a second; its default where it does not say.

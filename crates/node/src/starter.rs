@@ -35,8 +35,8 @@ use crate::starts::{Nursery, Standing};
 
 /// Starts of guaranteed instances per second that the guaranteed lane's admission accounts for.
 pub(crate) const STARTS_PER_SECOND: u32 = 40;
-/// Starts of one lane that begin at once; later ones wait their turn.
-const STARTS_AT_ONCE: u32 = 2;
+/// Starts that begin at once; later ones wait their turn.
+pub(crate) const STARTS_AT_ONCE: u32 = 1;
 /// Forwarders that may wait to be started.
 pub(crate) const NETWORKS_MAX: usize = 256;
 

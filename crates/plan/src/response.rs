@@ -104,6 +104,22 @@ pub fn analyse(core: Core<'_>) -> Result<Vec<Bound>, Unbounded> {
     Err(Unbounded { task: 0 })
 }
 
+/// The longest time for which the given work keeps a core busy without a pause; `None` beyond the limits of the analysis.
+///
+/// Published (Lehoczky): whatever the order of the work, all that comes in such a time is done within it.
+///
+/// # Panics
+/// When work is delayed until the end of a task: there are none.
+#[must_use]
+pub fn busy_period(work: &[Interference], tolerance: Duration) -> Option<Duration> {
+    let lagging = |it: &Interference| match it.delayed {
+        Delayed::By(lag) => Work { flow: it.flow, late: (tolerance.saturating_add(lag)).as_nanos(), cost: it.cost.as_nanos() },
+        Delayed::UntilEndOf(task) => unreachable!("work until the end of task {task}, where there are no tasks"),
+    };
+    let work = Before(work.iter().filter(|it| !it.cost.is_zero()).map(lagging).collect());
+    fixed_point(work.at_least(0)?, |w| work.in_half_open(w)).filter(within_limit).map(duration)
+}
+
 fn bounds(state: State<'_>) -> Result<Vec<Bound>, Unbounded> {
     let bound = |(task, response): (usize, &u128)| {
         let start = state.start(task).filter(within_limit).ok_or(Unbounded { task })?;

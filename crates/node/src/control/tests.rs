@@ -8,7 +8,7 @@ use engine::port::{Deployment, Reservation};
 use journal::record::{Counters, Record};
 use journal::store::Memory;
 use model::{FunctionKey, FunctionName, Level, Time, Version};
-use plan::admission::{NodeCapacity, Periodic};
+use plan::admission::{Budgeted, NodeCapacity, Periodic};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -25,7 +25,8 @@ pub(crate) fn capacity() -> NodeCapacity {
         front_core: 0,
         front_cost: 50 * US,
         front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
-        front_budget: Periodic { cost: 500 * US, period: 10_000 * US },
+        connection_cost: 20 * US,
+        front_budgets: vec![Budgeted { rate: "100/s".parse().unwrap(), burst: model::Burst::ONE, cost: 500 * US }],
         tick: Periodic { cost: 5 * US, period: 1_000 * US },
         context_switch: 5 * US,
         real_time_per_second: Duration::from_millis(950),

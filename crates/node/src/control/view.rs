@@ -7,6 +7,7 @@ use model::{FunctionKey, FunctionName, FunctionSpec, RateClass, RateClassName};
 use plan::admission::{Answer, Book, Demand, Grant};
 
 use super::{Costs, Error};
+use crate::lane::ration::connections_per_invocation;
 use crate::lanes::Lane;
 use crate::registry::Function;
 
@@ -93,6 +94,7 @@ pub(super) fn demand<'a>(
         memory: spec.memory,
         cold_start: costs.cold_start(spec.runtime),
         recycle: costs.recycle,
+        connections: connections_per_invocation(spec.runtime),
         instance_cost: costs.instance_cost,
     }))
 }

@@ -33,7 +33,7 @@ const GAPS_MAX: usize = 64;
 /// A gap that lasts is taken in piece by piece, none shorter than this.
 const GAP_PIECE: Duration = Duration::from_micros(500);
 /// Excess that a lane takes at once; admission accounts for that of both.
-pub(crate) const EXCESS_AT_ONCE: u32 = 10;
+pub(crate) const EXCESS_AT_ONCE: u32 = 4;
 /// How many leases may wait for their instance at once.
 const LEASES_MAX: usize = 1_000;
 

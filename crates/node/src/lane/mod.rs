@@ -38,6 +38,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 use self::client::Manners;
 use self::core::Core;
+pub(crate) use self::core::EXCESS_AT_ONCE;
 pub(crate) use self::delays::Delays;
 use self::links::Links;
 pub(crate) use self::machine::Machine;
@@ -55,7 +56,7 @@ const FRONT_CORE: u16 = 0;
 const CONNECTIONS_MAX: usize = 8_192;
 /// Accepts per second, and at once, that the guaranteed lane's admission accounts for.
 pub(crate) const ACCEPTS_PER_SECOND: u32 = 300;
-pub(crate) const ACCEPTS_AT_ONCE: u32 = 10;
+pub(crate) const ACCEPTS_AT_ONCE: u32 = 4;
 /// The pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 

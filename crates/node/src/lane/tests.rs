@@ -205,7 +205,7 @@ fn cheap_answers_are_charged_and_their_senders_sent_off() {
             let answered = answered(&lane, &mut outside, ("beat", headers, body)).await;
             let seconds = u32::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
             // One on each connection may come before its charge, the rest is budget.
-            let most = 20 + core::EXCESS_AT_ONCE + EXCESS_PER_SECOND * seconds;
+            let most = 20 + EXCESS_AT_ONCE + EXCESS_PER_SECOND * seconds;
             assert!((1..=most).contains(&answered), "{headers:?}: {answered} answers");
         });
     }
@@ -226,7 +226,7 @@ fn twelve_functions_that_flood_at_once_get_the_budget_of_one_node() {
         }
         let seconds = u32::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
         let sum: u32 = spent.iter().sum();
-        assert!(sum <= core::EXCESS_AT_ONCE + EXCESS_PER_SECOND / 2 * seconds, "{spent:?}");
+        assert!(sum <= EXCESS_AT_ONCE + EXCESS_PER_SECOND / 2 * seconds, "{spent:?}");
     });
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::{FunctionName, Level, RateClassName};
 
-use super::{Binding, Demand, Grant, LOWEST_PRIORITY, NodeCapacity, Remaining, Shard, Share};
+use super::{Binding, Demand, Grant, LOWEST_PRIORITY, NodeCapacity, Remaining, Shard, Share, front};
 use crate::flow::Flow;
 use crate::instances::{Occupancy, instances};
 use crate::response::{self, Bound, Core, Delayed, Interference, Task, Waiting};
@@ -39,13 +39,15 @@ pub(super) fn unit_key(demand: &Demand) -> UnitKey<'_> {
 }
 
 #[derive(Clone, Debug)]
-struct Unit<'a> {
+pub(super) struct Unit<'a> {
     members: Vec<usize>,
-    cores: &'a [u16],
+    pub(super) cores: &'a [u16],
     /// Of one shard.
-    flow: Flow,
+    pub(super) flow: Flow,
     /// The largest cost of any member.
     cost: Duration,
+    /// What the front does for one of its slots, at most.
+    pub(super) front_cost: Duration,
     /// The largest own time of any member, with what the platform adds.
     own_time: Duration,
     /// Deadline-monotonic order: the earliest end that is promised, B + C.
@@ -62,27 +64,77 @@ pub(super) struct Evaluation {
     pub(super) busiest: Vec<Duration>,
 }
 
+/// Steps towards the delay of the front; a few are usual.
+const FRONT_STEPS: usize = 200;
+
 /// Tests everything; the first promise that would break is the answer, with what all need together and what there is.
+///
+/// The front's delay makes responses longer, and responses the delay. So both are the least fixed point, reached from below;
+/// a promise that breaks on the way breaks there too.
 pub(super) fn evaluate(capacity: &NodeCapacity, placed: &[Placed]) -> Result<Evaluation, Binding> {
     let units = units(capacity, placed);
     let front = front_share(capacity, &units)?;
-    let mut bounds: BTreeMap<(usize, u16), (Bound, u8)> = BTreeMap::new();
-    let mut cores: Vec<(Share, Duration)> = Vec::new();
-    // The front's core comes last: answers of functions on other cores load it.
-    let others = (0..capacity.cores).filter(|core| *core != capacity.front_core);
-    for core in others.chain([capacity.front_core]) {
-        let seen = OneCore { capacity, placed, units: &units, core };
-        let platform = seen.platform(&bounds);
-        let share = seen.utilisation(&platform)?;
-        seen.analyse(&platform, &mut bounds)?;
-        cores.push((share, seen.busiest_second(&platform, &bounds)?));
+    let Some(last) = placed.last() else {
+        let node = WholeNode { capacity, placed, units: &units, delay: Duration::ZERO };
+        let Seen { cores, busiest, .. } = node.analyse()?;
+        let (memory_bytes, instances) = (capacity.memory, capacity.instances);
+        return Ok(Evaluation { grants: Vec::new(), remaining: Remaining { cores, front, memory_bytes, instances }, busiest });
+    };
+    let unbounded = || Binding::Unbounded { function: last.demand.function.clone(), core: capacity.front_core };
+    let mut delay = front::delay(capacity, &units, |unit, _| units[unit].own_time).ok_or_else(unbounded)?;
+    for _ in 0..FRONT_STEPS {
+        let node = WholeNode { capacity, placed, units: &units, delay };
+        let seen = node.analyse()?;
+        let response = |unit: usize, core: u16| seen.bounds[&(unit, core)].0.response;
+        let found = front::delay(capacity, &units, response).ok_or_else(unbounded)?;
+        if found <= delay {
+            let grants = grants(capacity, placed, &units, &seen.bounds);
+            let (memory_bytes, instances) = room(capacity, &grants)?;
+            let remaining = Remaining { cores: seen.cores, front, memory_bytes, instances };
+            return Ok(Evaluation { grants, remaining, busiest: seen.busiest });
+        }
+        delay = found;
     }
-    let on_front = cores.pop().expect("invariant: the front's core was looked at last");
-    cores.insert(usize::from(capacity.front_core), on_front);
-    let (cores, busiest) = cores.into_iter().unzip();
-    let grants: Vec<Grant> = grants(capacity, placed, &units, &bounds);
-    let (memory_bytes, instances) = room(capacity, &grants)?;
-    Ok(Evaluation { grants, remaining: Remaining { cores, front, memory_bytes, instances }, busiest })
+    Err(unbounded())
+}
+
+/// All cores, with the front's delay as far as it is known.
+#[derive(Clone, Copy, Debug)]
+struct WholeNode<'a> {
+    capacity: &'a NodeCapacity,
+    placed: &'a [Placed],
+    units: &'a [Unit<'a>],
+    delay: Duration,
+}
+
+/// What is promised to each unit on each of its cores, with its priority there.
+type Promised = BTreeMap<(usize, u16), (Bound, u8)>;
+
+struct Seen {
+    bounds: Promised,
+    cores: Vec<Share>,
+    busiest: Vec<Duration>,
+}
+
+impl WholeNode<'_> {
+    fn analyse(&self) -> Result<Seen, Binding> {
+        let Self { capacity, placed, units, delay } = *self;
+        let mut bounds = Promised::new();
+        let mut cores: Vec<(Share, Duration)> = Vec::new();
+        // The front's core comes last: answers of functions on other cores load it.
+        let others = (0..capacity.cores).filter(|core| *core != capacity.front_core);
+        for core in others.chain([capacity.front_core]) {
+            let seen = OneCore { capacity, placed, units, core, delay };
+            let platform = seen.platform(&bounds);
+            let share = seen.utilisation(&platform)?;
+            seen.analyse(&platform, &mut bounds)?;
+            cores.push((share, seen.busiest_second(&platform, &bounds)?));
+        }
+        let on_front = cores.pop().expect("invariant: the front's core was looked at last");
+        cores.insert(usize::from(capacity.front_core), on_front);
+        let (cores, busiest) = cores.into_iter().unzip();
+        Ok(Seen { bounds, cores, busiest })
+    }
 }
 
 fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
@@ -93,6 +145,7 @@ fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
         let cost = charged(capacity, &it.demand);
         // The kernel may let a job use its whole budget and no more; what it does not execute it may wait.
         let own_time = cost + terms.max_run_time.saturating_sub(terms.cpu_budget());
+        let front_cost = capacity.front_cost + capacity.connection_cost.saturating_mul(it.demand.connections);
         let urgency = terms.start_within.saturating_add(terms.max_run_time);
         match index.get(&unit_key(&it.demand)) {
             Some(known) => {
@@ -100,12 +153,13 @@ fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
                 unit.members.push(member);
                 unit.cost = unit.cost.max(cost);
                 unit.own_time = unit.own_time.max(own_time);
+                unit.front_cost = unit.front_cost.max(front_cost);
                 unit.urgency = unit.urgency.min(urgency);
             }
             None => {
                 index.insert(unit_key(&it.demand), units.len());
                 let flow = it.demand.flow().shard(it.shards);
-                units.push(Unit { members: vec![member], cores: &it.cores, flow, cost, own_time, urgency });
+                units.push(Unit { members: vec![member], cores: &it.cores, flow, cost, front_cost, own_time, urgency });
             }
         }
     }
@@ -124,18 +178,15 @@ fn charged(capacity: &NodeCapacity, demand: &Demand) -> Duration {
 
 /// The front's share: every slot costs it once, whichever core serves it, and its budget for the rest is always counted.
 fn front_share(capacity: &NodeCapacity, units: &[Unit<'_>]) -> Result<Share, Binding> {
-    let shards = units.iter().flat_map(|unit| unit.cores.iter().map(|_| unit.flow.nanocores(capacity.front_cost)));
+    let shards = units.iter().flat_map(|unit| unit.cores.iter().map(|_| unit.flow.nanocores(unit.front_cost)));
     let slots: u64 = shards.fold(0, u64::saturating_add);
-    let used = slots.saturating_add(periodic_share(capacity.front_budget));
+    let budgets = capacity.front_budgets.iter().map(|it| Flow::new(it.rate, it.burst).nanocores(it.cost));
+    let used = budgets.fold(slots, u64::saturating_add);
     let limit = u64::from(capacity.front_limit_thousandths) * NANOCORES_PER_THOUSANDTH;
     if limit < used {
         return Err(Binding::Front { needed: used, available: limit });
     }
     Ok(Share { used_nanocores: used, limit_nanocores: limit })
-}
-
-fn periodic_share(work: super::Periodic) -> u64 {
-    Flow::periodic(work.period).map_or(0, |flow| flow.nanocores(work.cost))
 }
 
 fn room(capacity: &NodeCapacity, grants: &[Grant]) -> Result<(u64, u32), Binding> {
@@ -150,12 +201,7 @@ fn room(capacity: &NodeCapacity, grants: &[Grant]) -> Result<(u64, u32), Binding
     Ok((capacity.memory - bytes, capacity.instances - needed))
 }
 
-fn grants(
-    capacity: &NodeCapacity,
-    placed: &[Placed],
-    units: &[Unit<'_>],
-    bounds: &BTreeMap<(usize, u16), (Bound, u8)>,
-) -> Vec<Grant> {
+fn grants(capacity: &NodeCapacity, placed: &[Placed], units: &[Unit<'_>], bounds: &Promised) -> Vec<Grant> {
     let mut grants: Vec<(usize, Grant)> = Vec::new();
     for (index, unit) in units.iter().enumerate() {
         let parts: Vec<(u16, Bound, u8)> = unit
@@ -194,6 +240,8 @@ struct OneCore<'a> {
     placed: &'a [Placed],
     units: &'a [Unit<'a>],
     core: u16,
+    /// Of the front.
+    delay: Duration,
 }
 
 impl OneCore<'_> {
@@ -205,17 +253,14 @@ impl OneCore<'_> {
     }
 
     /// What runs above all instances here: the probe and, on its core, the front.
-    fn platform(&self, known: &BTreeMap<(usize, u16), (Bound, u8)>) -> Vec<Interference> {
+    fn platform(&self, known: &Promised) -> Vec<Interference> {
         let capacity = self.capacity;
-        let work = |work: super::Periodic| {
-            let flow = Flow::periodic(work.period).filter(|_| !work.cost.is_zero());
-            flow.map(|flow| Interference { flow, cost: work.cost, delayed: Delayed::By(Duration::ZERO) })
-        };
-        let mut platform: Vec<Interference> = work(capacity.tick).into_iter().collect();
         if self.core != capacity.front_core {
-            return platform;
+            let tick = Flow::periodic(capacity.tick.period).filter(|_| !capacity.tick.cost.is_zero());
+            let delayed = Delayed::By(Duration::ZERO);
+            return tick.map(|flow| Interference { flow, cost: capacity.tick.cost, delayed }).into_iter().collect();
         }
-        platform.extend(work(capacity.front_budget));
+        let mut platform: Vec<Interference> = front::beside(capacity).collect();
         let here = self.here();
         for (index, unit) in self.units.iter().enumerate() {
             for core in unit.cores {
@@ -224,7 +269,7 @@ impl OneCore<'_> {
                     Some(task) => Delayed::UntilEndOf(task),
                     None => Delayed::By(known.get(&(index, *core)).map_or(Duration::ZERO, |(bound, _)| bound.response)),
                 };
-                platform.push(Interference { flow: unit.flow, cost: capacity.front_cost, delayed });
+                platform.push(Interference { flow: unit.flow, cost: unit.front_cost, delayed });
             }
         }
         platform
@@ -244,16 +289,19 @@ impl OneCore<'_> {
         Ok(Share { used_nanocores, limit_nanocores })
     }
 
-    fn analyse(&self, platform: &[Interference], bounds: &mut BTreeMap<(usize, u16), (Bound, u8)>) -> Result<(), Binding> {
+    fn analyse(&self, platform: &[Interference], bounds: &mut Promised) -> Result<(), Binding> {
         let here = self.here();
         let priorities: Vec<u8> = (0..here.len()).map(priority).collect();
         let tasks: Vec<Task> = here.iter().zip(&priorities).map(|(unit, priority)| task(&self.units[*unit], *priority)).collect();
-        let core = Core { tasks: &tasks, platform, tolerance: self.capacity.tolerance };
+        // On other cores than the front's, releases are late by the front's delay too.
+        let late = if self.core == self.capacity.front_core { Duration::ZERO } else { self.delay };
+        let core = Core { tasks: &tasks, platform, tolerance: self.capacity.tolerance + late };
         let found = response::analyse(core).map_err(|unbounded| {
             let member = self.units[here[unbounded.task]].members[0];
             Binding::Unbounded { function: self.placed[member].demand.function.clone(), core: self.core }
         })?;
         for ((unit, bound), priority) in here.iter().zip(found).zip(priorities) {
+            let bound = front::promised(self.capacity, self.core, bound, self.delay);
             for member in &self.units[*unit].members {
                 self.check(&self.placed[*member].demand, bound)?;
             }
@@ -266,11 +314,7 @@ impl OneCore<'_> {
     /// to real-time threads, it would stop all of them for the rest of a second.
     ///
     /// Derived: what executes in a window came no earlier than its response and T before it.
-    fn busiest_second(
-        &self,
-        platform: &[Interference],
-        bounds: &BTreeMap<(usize, u16), (Bound, u8)>,
-    ) -> Result<Duration, Binding> {
+    fn busiest_second(&self, platform: &[Interference], bounds: &Promised) -> Result<Duration, Binding> {
         let here = self.here();
         let response = |unit: usize| bounds.get(&(unit, self.core)).map_or(Duration::ZERO, |(bound, _)| bound.response);
         let most = |flow: Flow, cost: Duration, lag: Duration| {

@@ -12,13 +12,14 @@
 
 mod book;
 mod evaluate;
+mod front;
 mod offer;
 mod refusal;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use model::{FunctionName, Guarantee, Level, Memory, Pacing, RateClass};
+use model::{Burst, FunctionName, Guarantee, Level, Memory, Pacing, Rate, RateClass};
 use serde::{Deserialize, Serialize};
 
 pub use book::{Book, Readmission, Suspended};
@@ -34,6 +35,15 @@ pub struct Periodic {
     pub period: Duration,
 }
 
+/// Work that comes with a rate and a burst, as a budget lets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgeted {
+    pub rate: Rate,
+    pub burst: Burst,
+    /// Of each.
+    pub cost: Duration,
+}
+
 /// What a node has to promise from, as measured and configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeCapacity {
@@ -45,10 +55,12 @@ pub struct NodeCapacity {
     pub front_core: u16,
     /// CPU the front uses for one guaranteed invocation, from reading the request to writing the answer.
     pub front_cost: Duration,
-    /// The share of its core the front may use for guaranteed invocations and `front_budget`, in thousandths.
+    /// What the front uses beside that for each connection that an invocation's instance opens to its Runtime API.
+    pub connection_cost: Duration,
+    /// The share of its core the front may use for guaranteed invocations and `front_budgets`, in thousandths.
     pub front_limit_thousandths: u16,
-    /// What the front may use for accepting connections and for excess; it stops there.
-    pub front_budget: Periodic,
+    /// What else the front may do (accepting connections, excess, starts); it stops there.
+    pub front_budgets: Vec<Budgeted>,
     /// The probe on every core.
     pub tick: Periodic,
     /// One switch between threads.
@@ -96,6 +108,8 @@ pub struct Demand {
     pub recycle: Duration,
     /// CPU an instance uses per invocation outside the handler: taking it and delivering its result.
     pub instance_cost: Duration,
+    /// Connections to its Runtime API that an instance may open for each invocation.
+    pub connections: u32,
 }
 
 impl Demand {

@@ -4,7 +4,7 @@ use model::{Burst, DurationText, FunctionName, Guarantee, Level, Memory, Pacing,
 use proptest::prelude::*;
 
 use super::*;
-use crate::simulator::{Job, simulate};
+use crate::simulator::{Chain, Stage, simulate_chains};
 
 const MS: u64 = 1_000_000;
 
@@ -17,7 +17,8 @@ fn ideal() -> NodeCapacity {
         front_core: 0,
         front_cost: Duration::ZERO,
         front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
-        front_budget: nothing,
+        connection_cost: Duration::ZERO,
+        front_budgets: Vec::new(),
         tick: nothing,
         context_switch: Duration::ZERO,
         overshoot: Duration::ZERO,
@@ -34,7 +35,11 @@ fn ideal() -> NodeCapacity {
 fn real() -> NodeCapacity {
     NodeCapacity {
         front_cost: Duration::from_micros(150),
-        front_budget: Periodic { cost: Duration::from_micros(500), period: Duration::from_millis(10) },
+        connection_cost: Duration::from_micros(20),
+        front_budgets: vec![
+            Budgeted { rate: "100/s".parse().unwrap(), burst: Burst::ONE, cost: Duration::from_micros(500) },
+            Budgeted { rate: "200/s".parse().unwrap(), burst: Burst::new(4).unwrap(), cost: Duration::from_micros(100) },
+        ],
         tick: Periodic { cost: Duration::from_micros(5), period: Duration::from_millis(1) },
         context_switch: Duration::from_micros(3),
         overshoot: Duration::from_millis(1),
@@ -55,6 +60,7 @@ fn demand(name: &str, pairs: &[(&str, &str)]) -> Demand {
         cold_start: Duration::from_millis(300),
         recycle: Duration::from_millis(1),
         instance_cost: Duration::ZERO,
+        connections: 0,
     }
 }
 
@@ -128,9 +134,11 @@ fn an_answer_has_all_numbers() {
         .unwrap();
     let grant = &answer.grant;
     // c' = 10 ms + 1 ms + 0.1 ms + 2 x 3 us; on core 1 there is only the tick. With T = 3 ms a fourth invocation may come
-    // before the third ends, and get ahead of one that waited.
-    assert_eq!(grant.start_bound, Duration::from_nanos(2 * 11_106_000 + 26 * 5_000));
-    assert_eq!(grant.response_bound, Duration::from_nanos(4 * 11_106_000 + 48 * 5_000));
+    // before the third ends, and get ahead of one that waited. The front is busy for 0.5 + 4 x 0.1 + 4 x 0.15 ms and some
+    // ticks, counted as 1.75 ms: once before the start, and once more at the end.
+    let front = 1_750_000;
+    assert_eq!(grant.start_bound, Duration::from_nanos(2 * 11_106_000 + 28 * 5_000 + front));
+    assert_eq!(grant.response_bound, Duration::from_nanos(4 * 11_106_000 + 50 * 5_000 + 2 * front));
     assert_eq!((grant.instances(), grant.warm(), grant.level), (4, 4, Level::Hard));
     assert_eq!(grant.shards, vec![Shard { core: 1, priority: 60, instances: 4, warm: 4 }]);
     assert_eq!(answer.remaining.memory_bytes, (4 << 30) - 4 * (64 << 20));
@@ -304,50 +312,79 @@ fn slots(flow: Flow) -> impl Iterator<Item = u64> {
     (1..).map(move |nth| u64::try_from(flow.earliest_ns(nth)).unwrap() + 1).take_while(|at| *at < HORIZON)
 }
 
-/// The work of the platform on a core: level 0, task `task`.
-fn platform_jobs(book: &Book, core: u16, task: usize) -> Vec<Job> {
-    let capacity = book.capacity();
-    let mut jobs = Vec::new();
-    let mut add = |flow: Flow, cost: Duration| {
-        if !cost.is_zero() {
-            let job = |arrival| Job { task, level: 0, arrival, release: arrival, pieces: vec![(ns(cost), 0)] };
-            jobs.extend(slots(flow).map(job));
-        }
-    };
-    add(Flow::periodic(capacity.tick.period).unwrap(), capacity.tick.cost);
-    if core == capacity.front_core {
-        add(Flow::periodic(capacity.front_budget.period).unwrap(), capacity.front_budget.cost);
-        book.grants().iter().for_each(|grant| add(grant.demand.flow(), capacity.front_cost));
-    }
-    jobs
+fn alone(core: u16, level: u32, cost: Duration) -> Stage {
+    Stage { core, level, pieces: vec![(ns(cost), 0)] }
 }
 
-/// Every core of the book, with all bursts at once and every job taking all that it is charged, released as late as T
-/// allows where that hurts: the `late` ones of every few.
+/// The work of the platform: the probe on every core, and what the front does beside invocations.
+fn platform_chains(capacity: &NodeCapacity, task: usize) -> Vec<Chain> {
+    let mut chains = Vec::new();
+    let mut add = |core: u16, flow: Flow, cost: Duration| {
+        if !cost.is_zero() {
+            let chain = |arrival| {
+                let stages = vec![alone(core, 0, cost)];
+                Chain { task, arrival, release: arrival, stages, starts_in: 0 }
+            };
+            chains.extend(slots(flow).map(chain));
+        }
+    };
+    for core in 0..capacity.cores {
+        add(core, Flow::periodic(capacity.tick.period).unwrap(), capacity.tick.cost);
+    }
+    capacity.front_budgets.iter().for_each(|it| add(capacity.front_core, Flow::new(it.rate, it.burst), it.cost));
+    chains
+}
+
+/// What a slot goes through: the front when it comes, its core, the front when it ends.
+fn stages(capacity: &NodeCapacity, grant: &Grant, shard: Shard) -> (Vec<Stage>, usize) {
+    let terms = &grant.demand.terms;
+    let overhead = ns(capacity.overshoot + grant.demand.instance_cost + capacity.context_switch * 2);
+    let cost = ns(terms.cpu_budget());
+    let pieces = vec![(1, ns(terms.max_run_time) - cost), (cost - 1 + overhead, 0)];
+    let here = Stage { core: shard.core, level: 61 - u32::from(shard.priority), pieces };
+    let front_cost = capacity.front_cost + capacity.connection_cost * grant.demand.connections;
+    if front_cost.is_zero() {
+        return (vec![here], 0);
+    }
+    let front = alone(capacity.front_core, 0, front_cost / 2);
+    (vec![front.clone(), here, front], 1)
+}
+
+/// The whole node, with all bursts at once and every job taking all that it is charged, released as late as T allows where
+/// that hurts: the `late` ones of every few.
 fn assert_no_miss(book: &Book, late: u64) {
     let capacity = book.capacity();
-    let overhead = |grant: &Grant| ns(capacity.overshoot + grant.demand.instance_cost + capacity.context_switch * 2);
-    for core in 0..capacity.cores {
-        let shards = |grant: &'_ Grant| grant.shards.clone().into_iter().filter(|shard| shard.core == core);
-        let here: Vec<(&Grant, Shard)> =
-            book.grants().iter().flat_map(|grant| shards(grant).map(move |shard| (grant, shard))).collect();
-        let mut jobs = platform_jobs(book, core, here.len());
-        for (task, (grant, shard)) in here.iter().enumerate() {
-            let shards = NonZeroU32::new(u32::try_from(grant.shards.len()).unwrap()).unwrap();
-            let terms = &grant.demand.terms;
-            let cost = ns(terms.cpu_budget());
-            let pieces = vec![(1, ns(terms.max_run_time) - cost), (cost - 1 + overhead(grant), 0)];
-            for (nth, arrival) in slots(grant.demand.flow().shard(shards)).enumerate() {
-                let release = if nth as u64 % 3 < late { arrival + ns(capacity.tolerance) } else { arrival };
-                jobs.push(Job { task, level: 61 - u32::from(shard.priority), arrival, release, pieces: pieces.clone() });
-            }
-        }
-        for ((grant, _), worst) in here.iter().zip(simulate(here.len() + 1, jobs)) {
-            assert!(worst.start <= ns(grant.demand.terms.start_within), "{worst:?} {grant:?}");
-            let deadline = grant.demand.terms.deadline.map_or(u64::MAX, |deadline| ns(deadline.0));
-            assert!(worst.response <= deadline.min(ns(grant.response_bound + capacity.tolerance)), "{worst:?} {grant:?}");
+    let grants = book.grants();
+    let mut chains = platform_chains(capacity, grants.len());
+    for (task, grant) in grants.iter().enumerate() {
+        for (nth, arrival) in slots(grant.demand.flow()).enumerate() {
+            let release = if nth as u64 % 3 < late { arrival + ns(capacity.tolerance) } else { arrival };
+            let (stages, starts_in) = stages(capacity, grant, grant.shards[nth % grant.shards.len()]);
+            chains.push(Chain { task, arrival, release, stages, starts_in });
         }
     }
+    for (grant, worst) in grants.iter().zip(simulate_chains(grants.len() + 1, chains)) {
+        let tolerance = capacity.tolerance;
+        assert!(worst.start <= ns(grant.demand.terms.start_within), "{worst:?} {grant:?}");
+        assert!(worst.start <= ns(grant.start_bound + tolerance), "{worst:?} {grant:?}");
+        let deadline = grant.demand.terms.deadline.map_or(u64::MAX, |deadline| ns(deadline.0));
+        assert!(worst.response <= deadline.min(ns(grant.response_bound + tolerance)), "{worst:?} {grant:?}");
+    }
+}
+
+#[test]
+fn invocations_of_other_functions_that_come_before_delay_the_front_of_every_core() {
+    let front_cost = Duration::from_millis(1);
+    let capacity = NodeCapacity { front_cost, front_limit_thousandths: 900, ..ideal() };
+    let demands: Vec<Demand> = (0..10)
+        .map(|nth| demand(&format!("f{nth}"), &[("rate", "2/s"), ("max_run_time", "1ms"), ("start_within", "100ms")]))
+        .collect();
+    let book = filled(capacity, &demands);
+    for grant in book.grants() {
+        assert!(front_cost * 10 <= grant.start_bound, "{grant:?}");
+        assert!(front_cost * 10 + Duration::from_millis(1) <= grant.response_bound, "{grant:?}");
+    }
+    assert_no_miss(&book, 0);
 }
 
 proptest! {
@@ -359,7 +396,8 @@ proptest! {
     ) {
         let mut book = Book::new(if costs { real() } else { ideal() }).unwrap();
         for (index, terms) in asked.into_iter().enumerate() {
-            if let Ok((next, _)) = book.admit(&stated(index, terms)) {
+            let connections = u32::try_from(index % 3).unwrap();
+            if let Ok((next, _)) = book.admit(&Demand { connections, ..stated(index, terms) }) {
                 book = next;
             }
         }
