@@ -127,7 +127,7 @@ fn a_python_function_gets_its_event_and_context() {
                 "aws_request_id": id, "log_group_name": "group", "log_stream_name": "stream", "function_name": "f",
                 "memory_limit_in_mb": "128", "function_version": "$LATEST", "invoked_function_arn": ARN, "remaining": true,
                 "identity": "c", "custom": {"k": "ä"}, "title": "t", "w3c": {"traceparent": "00-1"},
-                "trace": "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700", "cwd": true, "path": true,
+                "trace": "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700", "process_keeps_trace": false, "cwd": true, "path": true,
             });
             assert_eq!(told, expected, "{}", python.display());
         });
@@ -314,6 +314,7 @@ fn a_node_function_gets_its_context() {
             "memoryLimitInMB": "128", "functionVersion": "$LATEST", "invokedFunctionArn": ARN, "remaining": true,
             "identity": {"cognitoIdentityId": "c"}, "clientContext": serde_json::from_str::<Value>(CONTEXT).unwrap(),
             "callbackWaitsForEmptyEventLoop": true, "trace": "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700",
+            "processKeepsTrace": false,
         });
         assert_eq!(told, expected);
     });

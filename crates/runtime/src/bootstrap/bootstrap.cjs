@@ -183,6 +183,43 @@ function jsonLine(line) {
   }
 }
 
+// --- the trace ----------------------------------------------------------------------------------------------------------
+
+const TRACE = '_X_AMZN_TRACE_ID';
+let trace;
+
+/**
+ * Has `process.env` tell the trace of the invocation without putting it into the process's own environment. The C library
+ * keeps every value that was ever put there: with a new one for every invocation an instance would grow by 150 bytes each
+ * time, until its memory is used up.
+ */
+function setUpTrace() {
+  process.env = new Proxy(env, {
+    get: (target, name) => (name === TRACE ? trace : target[name]),
+    set(target, name, value) {
+      if (name === TRACE) tellTrace(`${value}`);
+      else target[name] = value;
+      return true;
+    },
+    deleteProperty(target, name) {
+      if (name === TRACE) tellTrace(undefined);
+      return delete target[name];
+    },
+    getOwnPropertyDescriptor(target, name) {
+      const found = Object.getOwnPropertyDescriptor(target, name);
+      return found && name === TRACE ? { ...found, value: trace } : found;
+    },
+  });
+}
+
+function tellTrace(told) {
+  if ((told === undefined) !== (trace === undefined)) {
+    if (told === undefined) delete env[TRACE];
+    else env[TRACE] = ''; // that it is there; what it says, the proxy knows
+  }
+  trace = told;
+}
+
 // --- the function -------------------------------------------------------------------------------------------------------
 
 /** Splits `dir/module.export.inner`. */
@@ -407,11 +444,7 @@ function onInvocation(response) {
   const invocation = { id, headers, startedNs: 0n, waitsForEmptyLoop: true, outcome: null, fallback: null };
   running = invocation;
   requestId = id;
-  const traceId = headers['lambda-runtime-trace-id'];
-  if (traceId !== env._X_AMZN_TRACE_ID) {
-    if (traceId === undefined) delete env._X_AMZN_TRACE_ID;
-    else env._X_AMZN_TRACE_ID = traceId;
-  }
+  tellTrace(headers['lambda-runtime-trace-id']);
   // From here on only what the handler starts keeps the loop alive.
   wire.socket.unref();
   try {
@@ -472,6 +505,7 @@ function onUncaught(type, code) {
 
 async function main() {
   setUpLogs();
+  setUpTrace();
   wire = new Wire(env.AWS_LAMBDA_RUNTIME_API, () => process.exit(1));
   process.on('uncaughtException', onUncaught(null, 129));
   process.on('unhandledRejection', onUncaught('Runtime.UnhandledPromiseRejection', 128));

@@ -446,22 +446,31 @@ def invoke(handler, headers, body):
     return path, fields, answer
 
 
+_TRACE = os.environ.encodekey("_X_AMZN_TRACE_ID")
+
+
+def tell_trace(told):
+    """Puts the trace where code looks for it, in os.environ, and nowhere else.
+
+    The C library keeps every value that was ever put into the process's own environment: with a new one for every
+    invocation an instance would grow by 150 bytes each time, until its memory is used up. So programs that a handler starts
+    do not inherit the trace.
+    """
+    if told is None:
+        os.environ._data.pop(_TRACE, None)
+    else:
+        os.environ._data[_TRACE] = os.environ.encodevalue(told)
+
+
 def serve(wire, handler):
     global _request_id
-    trace_id = os.environ.get("_X_AMZN_TRACE_ID")
     while True:
         status, headers, body = wire.read()
         if status != 200:
             sys.stderr.write("takt: no invocation: {} {}\n".format(status, body.decode("utf-8", "replace").strip()))
             leave(1)
         _request_id = headers.get("lambda-runtime-aws-request-id", "")
-        told = headers.get("lambda-runtime-trace-id")
-        if told != trace_id:
-            trace_id = told
-            if told is None:
-                os.environ.pop("_X_AMZN_TRACE_ID", None)
-            else:
-                os.environ["_X_AMZN_TRACE_ID"] = told
+        tell_trace(headers.get("lambda-runtime-trace-id"))
         answer = invoke(handler, headers, body)
         headers = body = None  # not kept alive while waiting
         _flush()

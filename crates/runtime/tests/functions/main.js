@@ -5,7 +5,9 @@ exports.nested = { handler: async (event, context) => exports.async(event, conte
 exports.async = async (event, context) => {
   if (event.do === 'context') {
     const { getRemainingTimeInMillis, done, fail, succeed, ...plain } = context;
-    return { ...plain, remaining: getRemainingTimeInMillis() > 1000000, trace: process.env._X_AMZN_TRACE_ID };
+    const { _X_AMZN_TRACE_ID: trace } = { ...process.env };
+    const kept = process.report.getReport().environmentVariables._X_AMZN_TRACE_ID;
+    return { ...plain, remaining: getRemainingTimeInMillis() > 1000000, trace, processKeepsTrace: kept !== '' };
   }
   if (event.do === 'raise') throw new TypeError('wrong\nin two lines');
   if (event.do === 'string') throw 'only text';

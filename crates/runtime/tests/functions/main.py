@@ -1,3 +1,4 @@
+import ctypes
 import decimal
 import json
 import logging
@@ -38,6 +39,7 @@ def handler(event, context):
             "title": context.client_context and context.client_context.client.app_title,
             "w3c": context.w3c(),
             "trace": os.environ.get("_X_AMZN_TRACE_ID"),
+            "process_keeps_trace": ctypes.CDLL(None).getenv(b"_X_AMZN_TRACE_ID") != 0,
             "cwd": os.getcwd() == os.environ["LAMBDA_TASK_ROOT"],
             "path": sys.path[0] == os.environ["LAMBDA_TASK_ROOT"],
         }
