@@ -33,7 +33,7 @@ use crate::handle::{COMMANDS_MAX, Handle};
 use crate::lane::links::{HAND_OVERS_MAX, Links, ORDERS_MAX, Order};
 use crate::lane::message::{Command, Moved, News, Traffic};
 use crate::lane::{self, Inbox, Machine, Start, ThreadPlacement};
-use crate::lanes::Lane;
+use crate::lanes::{Lane, Observed};
 use crate::logs::{self, Appender};
 use crate::management::{self, DataSource, EvidenceHealth, Host, Report, Usage};
 use crate::probe::{Gap, Probes, Pulses};
@@ -52,6 +52,8 @@ const NEWS_MAX: usize = 4_096;
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// How often the state of evidence and tolerance is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// No start of an instance is counted on to be faster.
+const COLD_START_LEAST: Duration = Duration::from_millis(50);
 /// By how much T rises above what was seen, as a share of it: a half.
 const RISE_MARGIN: u32 = 2;
 
@@ -440,11 +442,11 @@ impl Serving<'_> {
             starts: Arc::clone(&self.limits),
             outbound: self.node.outbound.clone(),
             costs: control::Costs {
-                cold_start_python: Duration::from_millis(500),
-                cold_start_nodejs: Duration::from_secs(1),
-                cold_start_provided: Duration::from_millis(250),
+                cold_start_least: COLD_START_LEAST,
                 recycle: Duration::from_millis(1),
-                instance_cost: Duration::from_micros(300),
+                python: Duration::from_micros(300),
+                nodejs: Duration::from_micros(300),
+                provided: Duration::from_micros(300),
             },
             install_limit: Duration::from_secs(60),
             code_grace: model::FunctionSpec::MAX_TIMEOUT,
@@ -502,8 +504,23 @@ impl Serving<'_> {
                         }
                     }
                     let usage = self.handle.usage().await.map_err(|_| closed())?;
+                    self.look_at_needs(control, &usage).await;
                     host.look(self.report(&health, clock::now().since(started), usage));
                 }
+            }
+        }
+    }
+
+    /// Has functions whose instances need more than admission counts admitted again.
+    async fn look_at_needs(&self, control: &control::Handle, usage: &lane::Usage) {
+        let view = control.view();
+        for (usage, _) in &usage.functions {
+            let Ok(name) = usage.function.parse() else { continue };
+            let Some(demand) = view.grant(&name).map(|grant| &grant.demand) else { continue };
+            let observed = Observed { start: usage.start_slowest, returning: usage.returning_dearest };
+            if demand.cold_start < observed.start || demand.instance_cost < observed.returning {
+                // A control plane that is busy is asked again at the next look.
+                let _busy = control.needs_more(name, observed).await;
             }
         }
     }

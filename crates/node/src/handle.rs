@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::lane::Usage;
 use crate::lane::message::Command;
-use crate::lanes::{Closed, Image, Installed, Lane, Lanes, Lease, LeaseError, Pending, Route};
+use crate::lanes::{Closed, Image, Installed, Lane, Lanes, Lease, LeaseError, Observed, Pending, Route};
 
 /// Commands that may wait for a lane.
 pub(crate) const COMMANDS_MAX: usize = 256;
@@ -106,6 +106,10 @@ impl Lanes for Handle {
     fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>> {
         let reservation = Box::new(reservation);
         Box::pin(ask(self.guaranteed.clone(), move |done| Command::Revise { function, reservation, done }))
+    }
+
+    fn warm(&self, function: FunctionKey) -> Pending<Result<Observed, Closed>> {
+        Box::pin(ask(self.guaranteed.clone(), move |done| Command::Warm { function, done }))
     }
 
     fn remove(&self, lane: Lane, function: FunctionKey) -> Pending<Result<(), Closed>> {

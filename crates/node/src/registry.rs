@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use journal::store::{self, Batch, Store};
 use model::{FunctionName, FunctionSpec, RateClass, RateClassName, Version};
@@ -47,6 +48,9 @@ pub struct Function {
     pub last_update: LastUpdate,
     /// What admission granted to `current`; `None` for best effort.
     pub admitted: Option<Admitted>,
+    /// What its instances were measured to need, for admission.
+    #[serde(default)]
+    pub measured: Measured,
     /// Unix time in milliseconds.
     pub created_ms: u64,
     /// Unix time in milliseconds of the last change that took effect.
@@ -61,6 +65,15 @@ impl Function {
     pub const fn is_in_progress(&self) -> bool {
         self.pending.is_some() || matches!(self.state, State::Pending)
     }
+}
+
+/// What a function's instances were measured to need, with a margin; zero: not measured yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// L_cold: of the start of an instance.
+    pub cold_start: Duration,
+    /// CPU per invocation around the handler, where it is more than its runtime's.
+    pub instance_cost: Duration,
 }
 
 /// One version: configuration and code.
@@ -321,6 +334,7 @@ mod tests {
             pending: None,
             last_update: LastUpdate::Successful,
             admitted: Some(Admitted { order: 1, generation: 2 }),
+            measured: Measured { cold_start: Duration::from_millis(80), ..Measured::default() },
             created_ms: 1,
             modified_ms: 2,
             revision,

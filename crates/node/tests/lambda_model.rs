@@ -14,7 +14,7 @@ mod tests {
     use takt_node::lambda::invoke::{Answer, Outcome, Timing};
     use takt_node::lambda::path::Page;
     use takt_node::lambda::{Error, FunctionRef, Home, ThrottleReason, api, invoke, path};
-    use takt_node::registry::{Deployed, Function, LastUpdate, State};
+    use takt_node::registry::{Deployed, Function, LastUpdate, Measured, State};
 
     /// Prints the model's operations and error shapes, and what botocore's parser reads in the answers given on stdin.
     const SCRIPT: &str = r#"
@@ -212,6 +212,7 @@ print(json.dumps({"operations": operations, "errors": errors, "configuration": c
             pending: None,
             last_update: LastUpdate::Failed { reason: "why".to_owned() },
             admitted: None,
+            measured: Measured::default(),
             created_ms: 0,
             modified_ms: 1,
             revision: 1,

@@ -76,6 +76,15 @@ impl Code {
         }
     }
 
+    /// Every core has its warm reserve, or as many instances as may exist.
+    pub(super) fn is_stocked(&self) -> bool {
+        let stocked = |bay: &Bay| {
+            let idle = u32::try_from(bay.idle.len()).unwrap_or(u32::MAX);
+            bay.shard.warm <= idle || (bay.shard.instances <= bay.total && bay.starting == 0)
+        };
+        self.bays.iter().all(stocked)
+    }
+
     /// Every core has its warm reserve.
     pub(super) fn is_warm(&self) -> bool {
         self.bays.iter().all(|bay| usize::try_from(bay.shard.warm).is_ok_and(|warm| warm <= bay.idle.len()))

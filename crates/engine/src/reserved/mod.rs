@@ -274,6 +274,13 @@ impl Engine {
         self.promises.values().map(|promise| promise.counters.clone()).collect()
     }
 
+    /// Whether what serves of a function has the warm reserve that its reservation names, on every core, or took from it for
+    /// what runs now; false for one that does not serve.
+    #[must_use]
+    pub fn is_warm(&self, function: FunctionKey) -> bool {
+        self.functions.get(&function).and_then(|known| known.serving.as_ref()).is_some_and(Code::is_stocked)
+    }
+
     /// Nothing runs, waits or is still to be recorded.
     #[must_use]
     pub fn is_drained(&self) -> bool {

@@ -7,15 +7,17 @@ use std::sync::Arc;
 
 use engine::port::Deployment;
 use journal::record::EndedBecause;
-use model::{FunctionName, FunctionSpec, Outbound, Runtime, Version};
-use plan::admission::{Book, Grant};
+use model::{FunctionKey, FunctionName, FunctionSpec, Outbound, Runtime, Version};
+use plan::admission::{Book, Demand, Grant};
 use tokio::sync::oneshot;
 
 use super::view::demand;
-use super::{Answer, Change, Deploy, Error, Gate, Running, Service, Which, deployment, reservation, until_closing};
+use super::{
+    Answer, Change, Deploy, Error, Gate, Running, Service, Which, deployment, reservation, until_closing, with_larger_reserve,
+};
 use crate::code::Code;
-use crate::lanes::{Closed, Image, Installed, Lane};
-use crate::registry::{Admitted, Change as Entry, Deployed, Function, LastUpdate, State};
+use crate::lanes::{Closed, Image, Installed, Lane, Observed};
+use crate::registry::{Admitted, Change as Entry, Deployed, Function, LastUpdate, Measured, State};
 
 const MAX_DESCRIPTION: usize = 256;
 const MAX_HANDLER: usize = 128;
@@ -24,6 +26,8 @@ const MAX_TAG_KEY: usize = 128;
 const MAX_TAG_VALUE: usize = 256;
 /// Of an init log kept in the registry and in answers, from its end.
 const MAX_REASON_BYTES: usize = 4096;
+/// How much longer than the slowest start that was seen a start is taken to be.
+pub(super) const START_MARGIN: u32 = 2;
 
 /// What is to become of a function.
 struct Draft {
@@ -38,6 +42,7 @@ struct Place {
     lane: Lane,
     admitted: Option<Admitted>,
     grant: Option<Grant>,
+    measured: Measured,
 }
 
 impl Service {
@@ -47,7 +52,7 @@ impl Service {
         if draft.keeps_instances() && self.running.contains_key(&name) {
             return self.relabel(draft).await;
         }
-        let place = self.place(&draft).await?;
+        let mut place = self.place(&draft).await?;
         let pending = self.pending_entry(&draft, &place);
         self.commit(vec![Entry::Put(Box::new(pending))]).await?;
         if let (Some(accepted), Some(kept)) = (accepted, self.registry.get(&name)) {
@@ -56,7 +61,7 @@ impl Service {
         }
         let key = self.running.get(&name).map(|running| running.key);
         let key = key.unwrap_or_else(|| self.new_key());
-        let next = Running {
+        let mut next = Running {
             key,
             lane: place.lane,
             image: self.image(&draft.new),
@@ -66,7 +71,7 @@ impl Service {
                 place.grant.as_ref().zip(place.admitted).map(|(grant, admitted)| reservation(grant, admitted.generation)),
             ),
         };
-        match self.bring_up(&name, &draft, &place, &next).await {
+        match self.bring_up(&name, &draft, &mut place, &mut next).await {
             Ok(()) => {
                 self.finish(&name, &draft, place, next).await;
                 Ok(())
@@ -102,7 +107,7 @@ impl Service {
         check(&deploy.name, &spec)?;
         self.check_outbound(&spec)?;
         // Terms that make no guarantee, or name no class, are refused before the disk is touched.
-        demand(&spec, |class| self.registry.rate_classes().get(class), &self.options.costs)?;
+        demand(&spec, |class| self.registry.rate_classes().get(class), (&self.options.costs, Measured::default()))?;
         let code = match (package, &old) {
             (Some(package), _) => self.keep_code(&deploy.name, package).await?,
             (None, Some(old)) => old.current.code,
@@ -169,10 +174,11 @@ impl Service {
 
     async fn place(&mut self, draft: &Draft) -> Result<Place, Error> {
         let name = &draft.new.spec.name;
-        let wanted = demand(&draft.new.spec, |class| self.registry.rate_classes().get(class), &self.options.costs)?;
+        let measured = draft.old.as_ref().map(|old| old.measured).unwrap_or_default();
+        let wanted = demand(&draft.new.spec, |class| self.registry.rate_classes().get(class), (&self.options.costs, measured))?;
         let Some(wanted) = wanted else {
             let next = Arc::new(self.book.remove(name));
-            return Ok(Place { next, lane: Lane::BestEffort, admitted: None, grant: None });
+            return Ok(Place { next, lane: Lane::BestEffort, admitted: None, grant: None, measured });
         };
         let before = self.book.grant(name);
         let same_terms =
@@ -195,7 +201,8 @@ impl Service {
             Some(admitted) => Admitted { order: admitted.order, generation: self.registry.draw() },
             None => Admitted { order: self.registry.draw(), generation: self.registry.draw() },
         };
-        Ok(Place { next: Arc::new(next), lane: Lane::Guaranteed, admitted: Some(admitted), grant: Some(answer.grant) })
+        let (next, grant) = (Arc::new(next), Some(answer.grant));
+        Ok(Place { next, lane: Lane::Guaranteed, admitted: Some(admitted), grant, measured })
     }
 
     fn pending_entry(&mut self, draft: &Draft, place: &Place) -> Function {
@@ -214,6 +221,7 @@ impl Service {
                 pending: None,
                 last_update: LastUpdate::Successful,
                 admitted: place.admitted,
+                measured: place.measured,
                 created_ms: now,
                 modified_ms: now,
                 revision,
@@ -222,20 +230,65 @@ impl Service {
     }
 
     /// Makes room, hands over the evidence, installs, and writes the new version down as the function.
-    async fn bring_up(&mut self, name: &FunctionName, draft: &Draft, place: &Place, next: &Running) -> Result<(), Error> {
+    async fn bring_up(&mut self, name: &FunctionName, draft: &Draft, place: &mut Place, next: &mut Running) -> Result<(), Error> {
         self.options.starts.set(&place.next);
         if place.grant.is_some() {
             // Beside a version that serves on its old terms only those that rise are told: nobody falls below it.
             let beside_old = self.book.grant(name).is_some();
             let which = if beside_old { Which::Rising } else { Which::All };
             self.revise(&self.book, &place.next, Some(name), which).await?;
+            for neighbour in with_larger_reserve(&self.book, &place.next, Some(name), which) {
+                self.until_warm(&neighbour).await?;
+            }
         }
         if let Some((grant, generation)) = self.new_guarantee(name, place) {
             self.record_given(grant, generation);
         }
         self.install(name, next.lane, next.deployment.clone(), Arc::clone(&next.image)).await?;
+        self.measure(name, place, next).await?;
         let entry = self.served_entry(draft, place);
         self.commit(vec![Entry::Put(Box::new(entry))]).await
+    }
+
+    /// Takes for L_cold what the starts of the new version took, with a margin, and has the reserve that follows from it
+    /// warm, before anything is promised.
+    async fn measure(&mut self, name: &FunctionName, place: &mut Place, next: &mut Running) -> Result<(), Error> {
+        loop {
+            let Some((grant, admitted)) = place.grant.as_ref().zip(place.admitted) else { return Ok(()) };
+            let observed = self.warm(name, next.key).await?;
+            place.measured.cold_start = observed.start.saturating_mul(START_MARGIN);
+            // More instances may start more slowly; the reserve ends this by having reached K.
+            if place.measured.cold_start <= grant.demand.cold_start || grant.instances() <= grant.warm() {
+                return Ok(());
+            }
+            let demand = Demand { cold_start: place.measured.cold_start, ..grant.demand.clone() };
+            let (book, answer) = place.next.admit(&demand).map_err(|source| Error::Refused { source })?;
+            let revised = reservation(&answer.grant, admitted.generation);
+            (place.next, place.grant) = (Arc::new(book), Some(answer.grant));
+            next.deployment.reservation = Some(revised.clone());
+            self.parts.lanes.revise(next.key, revised).await.map_err(|Closed| Error::Closing)?;
+        }
+    }
+
+    /// Ends when a function that runs has its warm reserve.
+    pub(super) async fn until_warm(&self, name: &FunctionName) -> Result<(), Error> {
+        match self.running.get(name) {
+            Some(running) => self.warm(name, running.key).await.map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    async fn warm(&self, name: &FunctionName, key: FunctionKey) -> Result<Observed, Error> {
+        let mut closing = self.closing.clone();
+        let limit = self.options.install_limit;
+        tokio::select! {
+            biased;
+            warm = tokio::time::timeout(limit, self.parts.lanes.warm(key)) => match warm {
+                Ok(warm) => warm.map_err(|Closed| Error::Closing),
+                Err(_) => Err(Error::NotReady { function: name.clone(), limit }),
+            },
+            () = until_closing(&mut closing) => Err(Error::Closing),
+        }
     }
 
     /// The guarantee that a place brings, unless the function has exactly that one already.
@@ -277,6 +330,7 @@ impl Service {
             last_update: LastUpdate::Successful,
             // A guarantee that was withdrawn loses its place in the order.
             admitted: place.admitted,
+            measured: place.measured,
             created_ms: draft.old.as_ref().map_or(now, |old| old.created_ms),
             modified_ms: now,
             revision: self.registry.draw(),
@@ -308,6 +362,10 @@ impl Service {
         }
         if !all_told {
             let _closing = self.revise(&told, &self.book, Some(name), Which::All).await;
+            for neighbour in with_larger_reserve(&told, &self.book, Some(name), Which::All) {
+                // It is admitted and serves: a reserve that does not fill is a failure of that neighbour's own instances.
+                let _slow = self.until_warm(&neighbour).await;
+            }
         }
         if let Some(old) = &draft.old {
             self.retire(&old.current);

@@ -31,7 +31,7 @@ pub use error::Error;
 pub use view::{Gate, Home, Phase, View};
 
 use crate::code::{CodeId, Codes};
-use crate::lanes::{Closed, Image, Lane, Lanes, Lease, LeaseError, Route, Standing};
+use crate::lanes::{Closed, Image, Lane, Lanes, Lease, LeaseError, Observed, Route, Standing};
 use crate::registry::{self, Change as Entry, Deployed, Function, Registry};
 
 /// Operations that may wait for the control plane.
@@ -40,22 +40,22 @@ pub const MAX_WAITING: usize = 64;
 /// What admission counts for every function beside its own terms, as measured on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Costs {
-    /// L_cold: the longest start of an instance, per runtime.
-    pub cold_start_python: Duration,
-    pub cold_start_nodejs: Duration,
-    pub cold_start_provided: Duration,
+    /// L_cold is never taken for less, however fast the starts were.
+    pub cold_start_least: Duration,
     /// From the end of an invocation until its instance can take the next.
     pub recycle: Duration,
-    /// CPU a runtime uses per invocation around its handler.
-    pub instance_cost: Duration,
+    /// CPU a runtime uses per invocation around its handler, as measured with a margin.
+    pub python: Duration,
+    pub nodejs: Duration,
+    pub provided: Duration,
 }
 
 impl Costs {
-    pub(crate) const fn cold_start(&self, runtime: Runtime) -> Duration {
+    pub(crate) const fn instance_cost(&self, runtime: Runtime) -> Duration {
         match runtime {
-            Runtime::Python => self.cold_start_python,
-            Runtime::NodeJs => self.cold_start_nodejs,
-            Runtime::Provided => self.cold_start_provided,
+            Runtime::Python => self.python,
+            Runtime::NodeJs => self.nodejs,
+            Runtime::Provided => self.provided,
         }
     }
 }
@@ -168,6 +168,7 @@ enum Command {
     Delete { name: FunctionName, revision: Option<u64>, done: Reply<()> },
     PutRateClass { class: RateClass, done: Reply<()> },
     DeleteRateClass { class: RateClassName, done: Reply<()> },
+    Observed { function: FunctionName, observed: Observed, done: Reply<()> },
     RaiseTolerance { tolerance: Duration, done: Reply<Vec<FunctionName>> },
     Gate(Gate),
 }
@@ -250,6 +251,11 @@ impl Handle {
     /// T was measured above its frozen value: everything is admitted again. Answers those that are suspended now.
     pub async fn tolerance_raised(&self, tolerance: Duration) -> Result<Vec<FunctionName>, Error> {
         self.ask(|done| Command::RaiseTolerance { tolerance, done }).await
+    }
+
+    /// Instances of a function were seen to need more than admission counts: it is admitted again with that.
+    pub async fn needs_more(&self, function: FunctionName, observed: Observed) -> Result<(), Error> {
+        self.ask(|done| Command::Observed { function, observed, done }).await
     }
 
     /// The evidence cannot be written, or can again: no guarantee is given in between.
@@ -412,6 +418,7 @@ impl Service {
             Command::Delete { name, revision, done } => done.send(self.delete(&name, revision).await).is_err(),
             Command::PutRateClass { class, done } => done.send(self.put_rate_class(class).await).is_err(),
             Command::DeleteRateClass { class, done } => done.send(self.delete_rate_class(class).await).is_err(),
+            Command::Observed { function, observed, done } => done.send(self.needs_more(&function, observed).await).is_err(),
             Command::RaiseTolerance { tolerance, done } => done.send(self.raise_tolerance(tolerance).await).is_err(),
             Command::Gate(gate) => {
                 self.gate = gate;
@@ -584,6 +591,12 @@ fn changed<'a>(told: &Book, next: &'a Book, except: Option<&FunctionName>, which
         Which::All => falling.into_iter().chain(rising).collect(),
         Which::Rising => rising,
     }
+}
+
+/// Of the changed ones those whose warm reserve is larger in `next`.
+fn with_larger_reserve(told: &Book, next: &Book, except: Option<&FunctionName>, which: Which) -> Vec<FunctionName> {
+    let larger = |grant: &&Grant| told.grant(&grant.demand.function).is_some_and(|old| old.warm() < grant.warm());
+    changed(told, next, except, which).into_iter().filter(larger).map(|grant| grant.demand.function.clone()).collect()
 }
 
 fn reservation(grant: &Grant, generation: u64) -> Reservation {

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use journal::record::{EndedBecause, Record};
 use model::{FunctionName, RateClass, RateClassName};
-use plan::admission::{Book, NodeCapacity};
+use plan::admission::{Book, Demand, NodeCapacity};
 
+use super::deploy::START_MARGIN;
 use super::{Error, Service, Which};
-use crate::lanes::{Lane, Route, Standing};
+use crate::lanes::{Lane, Observed, Route, Standing};
 use crate::registry::{Change as Entry, Function, State};
 
 impl Service {
@@ -96,6 +97,37 @@ impl Service {
         self.revise(&told, &self.book, None, Which::All).await?;
         self.publish();
         Ok(suspended.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// A function's instances need more than admission counts. A slower start makes its reserve grow, within its K, and always
+    /// fits. A larger cost is counted from here on where it fits beside the others; where not, the metrics show it, and what
+    /// the instance uses between invocations stays within its budget there.
+    pub(super) async fn needs_more(&mut self, name: &FunctionName, observed: Observed) -> Result<(), Error> {
+        let (Some(function), Some(grant)) = (self.registry.get(name).cloned(), self.book.grant(name)) else {
+            return Ok(()); // it is gone, or its guarantee
+        };
+        let (known, mut measured, mut book) = (&grant.demand, function.measured, None);
+        if known.cold_start < observed.start {
+            measured.cold_start = observed.start.saturating_mul(START_MARGIN);
+            let demand = Demand { cold_start: measured.cold_start, ..known.clone() };
+            book = self.book.admit(&demand).ok().map(|(book, _)| book);
+        }
+        let base = book.as_ref().unwrap_or(&self.book);
+        if known.instance_cost < observed.returning {
+            let instance_cost = observed.returning + observed.returning / 2;
+            let demand = Demand { instance_cost, cold_start: known.cold_start.max(measured.cold_start), ..known.clone() };
+            if let Ok((next, _)) = base.admit(&demand) {
+                (measured.instance_cost, book) = (instance_cost, Some(next));
+            }
+        }
+        let Some(book) = book else { return Ok(()) };
+        let told = std::mem::replace(&mut self.book, Arc::new(book));
+        self.options.starts.set(&self.book);
+        let revision = self.registry.draw();
+        self.note(vec![Entry::Put(Box::new(Function { measured, revision, ..Function::clone(&function) }))]).await;
+        self.revise(&told, &self.book, None, Which::All).await?;
+        self.publish();
+        Ok(())
     }
 
     /// The book on a changed capacity, and who is not in it any more with the reason.

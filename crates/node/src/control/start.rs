@@ -154,7 +154,7 @@ enum Guaranteed {
 
 fn readmit(book: &mut Book, function: &Function, service: &Service) -> Result<Guaranteed, Error> {
     let classes = service.registry.rate_classes();
-    match demand(&function.current.spec, |class| classes.get(class), &service.options.costs)? {
+    match demand(&function.current.spec, |class| classes.get(class), (&service.options.costs, function.measured))? {
         None => Ok(Guaranteed::No),
         Some(demand) => {
             let (next, _) = book.admit(&demand).map_err(|source| Error::Refused { source })?;

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::code::{CodeId, Unpack};
-use crate::lanes::{Installed, Pending};
+use crate::lanes::{Installed, Observed, Pending};
 use crate::registry::{LastUpdate, State};
 
 const US: Duration = Duration::from_micros(1);
@@ -43,11 +43,11 @@ pub(crate) fn options() -> Options {
     Options {
         capacity: capacity(),
         costs: Costs {
-            cold_start_python: Duration::from_millis(200),
-            cold_start_nodejs: Duration::from_millis(200),
-            cold_start_provided: Duration::from_millis(50),
+            cold_start_least: Duration::from_millis(50),
             recycle: Duration::from_millis(1),
-            instance_cost: 100 * US,
+            python: 100 * US,
+            nodejs: 100 * US,
+            provided: 100 * US,
         },
         starts: Arc::new(crate::starts::Limits::new(2)),
         outbound: runtime::host::Grant::Yes,
@@ -68,6 +68,7 @@ struct LanesInner {
     serving: BTreeMap<(FunctionKey, bool), Deployment>,
     routes: BTreeMap<FunctionName, (Standing, Version)>,
     calls: Vec<String>,
+    observed: Observed,
     /// What a crash at the moment of each call leaves.
     crashes: Option<Crashes>,
 }
@@ -99,6 +100,16 @@ impl FakeLanes {
         self.inner.lock().unwrap().routes.get(&name.parse::<FunctionName>().unwrap()).copied()
     }
 
+    fn observe(&self, start: Duration, returning: Duration) {
+        self.inner.lock().unwrap().observed = Observed { start, returning };
+    }
+
+    /// W of what serves in the guaranteed lane, as the lane was told last.
+    fn warm_of(&self, key: FunctionKey) -> u32 {
+        let inner = self.inner.lock().unwrap();
+        inner.serving[&(key, true)].reservation.as_ref().unwrap().shards.iter().map(|shard| shard.warm).sum()
+    }
+
     fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut self.inner.lock().unwrap().calls)
     }
@@ -127,6 +138,10 @@ impl Lanes for FakeLanes {
         let known = inner.serving.get_mut(&(function, true)).expect("only what serves is revised");
         known.reservation = Some(reservation);
         now(Ok(()))
+    }
+
+    fn warm(&self, _: FunctionKey) -> Pending<Result<Observed, Closed>> {
+        now(Ok(self.inner.lock().unwrap().observed))
     }
 
     fn remove(&self, lane: Lane, function: FunctionKey) -> Pending<Result<(), Closed>> {
@@ -461,6 +476,43 @@ async fn neighbours_are_told_their_new_numbers() {
     let error = world.put(spec("busy9", TERMS, "broken"), b"one").await.unwrap_err();
     assert!(matches!(error, Error::CannotServe { .. }), "{error}");
     world.check();
+}
+
+const LONG: &str = "rate = \"10/s\"\nmax_run_time = \"1s\"\ncpu = 0.01\nstart_within = \"500ms\"";
+
+#[tokio::test]
+async fn the_warm_reserve_rests_on_the_starts_that_were_seen_and_survives_a_restart() {
+    let world = World::new().await;
+    world.lanes.observe(Duration::from_millis(150), Duration::ZERO);
+    world.put(spec("f", LONG, "h"), b"one").await.unwrap();
+    let warm = |world: &World| world.lanes.warm_of(world.control.view().homes[&"f".parse().unwrap()].key);
+    let name = "f".parse().unwrap();
+    assert_eq!(world.control.view().grant(&name).unwrap().demand.cold_start, Duration::from_millis(300));
+    assert_eq!(warm(&world), 3, "ten a second, for twice 150 ms");
+    let again = world.restart(options()).await;
+    assert_eq!(warm(&again), 3);
+    again.check();
+}
+
+#[tokio::test]
+async fn a_start_that_becomes_slower_and_a_return_that_becomes_dearer_are_admitted_again() {
+    let world = World::new().await;
+    world.put(spec("f", LONG, "h"), b"one").await.unwrap();
+    let name: FunctionName = "f".parse().unwrap();
+    let before = world.control.view().grant(&name).unwrap().clone();
+    let observed = Observed { start: Duration::from_millis(250), returning: Duration::from_millis(1) };
+    world.control.needs_more(name.clone(), observed).await.unwrap();
+    let after = world.control.view().grant(&name).unwrap().clone();
+    assert_eq!((after.demand.cold_start, after.demand.instance_cost), (Duration::from_millis(500), 1_500 * US));
+    assert!(before.warm() < after.warm() && before.response_bound < after.response_bound);
+    assert_eq!(world.lanes.warm_of(world.control.view().homes[&name].key), after.warm(), "the lane was told");
+    // What does not fit leaves the guarantee as it was given.
+    let absurd = Observed { returning: Duration::from_secs(1), ..observed };
+    world.control.needs_more(name.clone(), absurd).await.unwrap();
+    assert_eq!(*world.control.view().grant(&name).unwrap(), after);
+    world.check();
+    let again = world.restart(options()).await;
+    assert_eq!(again.control.view().grant(&name).unwrap().demand, after.demand);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use plan::admission::{Answer, Book, Demand, Grant};
 use super::{Costs, Error};
 use crate::lane::ration::connections_per_invocation;
 use crate::lanes::Lane;
-use crate::registry::Function;
+use crate::registry::{Function, Measured};
 
 /// Whether new guarantees are given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +62,8 @@ impl View {
 
     /// Whether the function's guarantee would be admitted now, without admitting it.
     pub fn would_admit(&self, spec: &FunctionSpec) -> Result<Option<Answer>, Error> {
-        let Some(demand) = demand(spec, |class| self.rate_classes.get(class), &self.costs)? else {
+        let measured = self.functions.get(&spec.name).map(|function| function.measured).unwrap_or_default();
+        let Some(demand) = demand(spec, |class| self.rate_classes.get(class), (&self.costs, measured))? else {
             return Ok(None);
         };
         let (_, answer) = self.book.admit(&demand).map_err(|source| Error::Refused { source })?;
@@ -74,7 +75,7 @@ impl View {
 pub(super) fn demand<'a>(
     spec: &FunctionSpec,
     class: impl FnOnce(&RateClassName) -> Option<&'a RateClass>,
-    costs: &Costs,
+    (costs, measured): (&Costs, Measured),
 ) -> Result<Option<Demand>, Error> {
     let Some(stated) = &spec.guarantee else {
         return Ok(None);
@@ -92,9 +93,9 @@ pub(super) fn demand<'a>(
         terms,
         rate_class,
         memory: spec.memory,
-        cold_start: costs.cold_start(spec.runtime),
+        cold_start: measured.cold_start.max(costs.cold_start_least),
         recycle: costs.recycle,
         connections: connections_per_invocation(spec.runtime),
-        instance_cost: costs.instance_cost,
+        instance_cost: measured.instance_cost.max(costs.instance_cost(spec.runtime)),
     }))
 }

@@ -197,6 +197,7 @@ impl<M: Machine> Core<M> {
     fn asked(&mut self, instance: InstanceId) {
         let Some(known) = self.instances.get_mut(&instance) else { return };
         if known.settle() {
+            self.note_return(instance);
             self.event(Event::Ready { instance });
             return;
         }
@@ -216,6 +217,7 @@ impl<M: Machine> Core<M> {
         if let Some(known) = self.instances.get_mut(&instance) {
             known.serving = None;
             known.rest.begin_again(cpu_time);
+            known.answered = Some(cpu_time);
         }
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let delivered = waiting.progress.delivered.unwrap_or(now);

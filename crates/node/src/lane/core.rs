@@ -24,7 +24,7 @@ use crate::front::Front;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::{Ending, Outcome, Progress, Request, Waiting};
 use crate::lambda::invoke;
-use crate::lanes::{Image, Installed, Lane, Lease, LeaseError, Route, Standing};
+use crate::lanes::{Image, Installed, Lane, Lease, LeaseError, Observed, Route, Standing};
 use crate::management;
 use crate::probe::Gap;
 
@@ -64,6 +64,8 @@ pub(crate) struct Core<M> {
     /// The counters as last written to the evidence.
     counted: Vec<Counters>,
     drained: Option<oneshot::Sender<()>>,
+    /// Functions whose warm reserve the control plane waits for; few, as it waits for one deployment at a time.
+    warming: Vec<(FunctionKey, oneshot::Sender<Observed>)>,
     /// What the guaranteed functions may have this lane do beyond their guarantees: in the guaranteed lane requests that take
     /// no slot, in the other one requests and connections that are sent to the guaranteed lane.
     excess: Shares<FunctionKey>,
@@ -97,6 +99,7 @@ struct Function {
     held: Duration,
     used: Duration,
     pub(super) delays: Delays,
+    observed: Observed,
 }
 
 impl<M: Machine> Core<M> {
@@ -123,6 +126,7 @@ impl<M: Machine> Core<M> {
             arriving: None,
             counted: Vec::new(),
             drained: None,
+            warming: Vec::new(),
             excess,
             looked_at: clock::now(),
         }
@@ -152,6 +156,7 @@ impl<M: Machine> Core<M> {
             self.machine.handle(now, event, &mut self.actions);
             self.run_actions(clock::now().max(now));
         }
+        self.tell_warm();
         self.finish_drain();
     }
 
@@ -162,6 +167,7 @@ impl<M: Machine> Core<M> {
             self.check_watch(now, id);
         }
         self.look_at_resting(now);
+        self.tell_warm();
         self.finish_drain();
     }
 
@@ -230,6 +236,10 @@ impl<M: Machine> Core<M> {
                 self.routed(name, route);
                 let _ = done.send(());
             }
+            Command::Warm { function, done } => {
+                self.warming.push((function, done));
+                self.tell_warm();
+            }
             Command::PreInvoke { function, lead, done } => self.pre_invoke(function, lead, done),
             Command::Counters { done } => {
                 let _ = done.send(self.machine.counters());
@@ -262,9 +272,44 @@ impl<M: Machine> Core<M> {
         self.gone(instance);
     }
 
+    /// Answers those who wait for a warm reserve that is there, or whose function is gone.
+    fn tell_warm(&mut self) {
+        if self.warming.is_empty() {
+            return;
+        }
+        for (function, done) in std::mem::take(&mut self.warming) {
+            let known = self.functions.get(&function);
+            if known.is_some() && !self.machine.is_warm(function) {
+                self.warming.push((function, done));
+                continue;
+            }
+            // The control plane that gave up waiting needs no answer.
+            let _ = done.send(known.map(|known| known.observed).unwrap_or_default());
+        }
+    }
+
+    fn note_start(&mut self, instance: InstanceId) {
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        let (took, function) = (known.take_whole_start(clock::now()), known.function);
+        if let (Some(took), Some(function)) = (took, self.functions.get_mut(&function)) {
+            function.observed.start = function.observed.start.max(took);
+        }
+    }
+
+    /// An instance that answered asks for its next invocation: what it used in between.
+    pub(super) fn note_return(&mut self, instance: InstanceId) {
+        let cpu = self.cpu_time(instance);
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        let (answered, function) = (known.answered.take(), known.function);
+        if let (Some(answered), Some(function)) = (answered, self.functions.get_mut(&function)) {
+            function.observed.returning = function.observed.returning.max(cpu.saturating_sub(answered));
+        }
+    }
+
     /// The instance's threads have the class the machine asked for.
     pub(super) fn placed(&mut self, instance: InstanceId) {
         if self.instances.get_mut(&instance).is_some_and(Instance::placed) {
+            self.note_start(instance);
             self.rests(instance);
             self.event(Event::Ready { instance });
         }
@@ -310,7 +355,11 @@ impl<M: Machine> Core<M> {
             held: Duration::ZERO,
             used: Duration::ZERO,
             delays: Delays::default(),
+            observed: Observed::default(),
         });
+        if !function.images.contains_key(&version) {
+            function.observed = Observed::default();
+        }
         function.images.insert(version, image);
         function.deployment = deployment.clone();
         function.failure.clear();
@@ -631,6 +680,8 @@ impl<M: Machine> Core<M> {
                     idle,
                     waiting,
                     start_delay_p99: None,
+                    start_slowest: function.observed.start,
+                    returning_dearest: function.observed.returning,
                     reserved_seconds: function.held.as_secs_f64(),
                     used_seconds: function.used.as_secs_f64(),
                 };

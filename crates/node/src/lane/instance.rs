@@ -40,6 +40,10 @@ pub(super) struct Instance {
     born: Option<Time>,
     /// How long its start took, until an invocation carries it away.
     start: Option<Duration>,
+    /// Since when it starts, until it can take an invocation.
+    began: Option<Time>,
+    /// The CPU time of its program at its last answer, until it asks again.
+    pub(super) answered: Option<Duration>,
     /// Since when its existence is not yet counted, and the time it ran invocations since then.
     pub(super) held_since: Time,
     pub(super) used: Duration,
@@ -81,6 +85,8 @@ impl Instance {
             connections: 0,
             born: Some(now),
             start: None,
+            began: Some(now),
+            answered: None,
             held_since: now,
             used: Duration::ZERO,
             rest: Rest::default(),
@@ -149,6 +155,11 @@ impl Instance {
     /// How long its start took, for the first invocation it runs; later ones get nothing.
     pub(super) fn take_start(&mut self) -> Option<Duration> {
         self.start.take()
+    }
+
+    /// How long its start took until it could take an invocation; nothing when asked again.
+    pub(super) fn take_whole_start(&mut self, now: Time) -> Option<Duration> {
+        self.began.take().map(|began| now.since(began))
     }
 
     /// Its class was set. Returns whether it waited for that to be ready.

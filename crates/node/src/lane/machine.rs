@@ -4,7 +4,7 @@ use engine::port::{Action, Event};
 
 use engine::{reserved, shared};
 use journal::record::Counters;
-use model::Time;
+use model::{FunctionKey, Time};
 
 /// A lane's state machine. All calls come from the lane's thread; none blocks.
 pub(crate) trait Machine: 'static {
@@ -20,12 +20,15 @@ pub(crate) trait Machine: 'static {
     /// Whether nothing of it runs or waits any more, asked while the node stops.
     fn is_drained(&self) -> bool;
 
+    /// Whether a function has its warm reserve; asked after every event while somebody waits for it.
+    fn is_warm(&self, function: FunctionKey) -> bool;
+
     /// The live counters, asked about once a second.
     fn counters(&self) -> Vec<Counters>;
 }
 
 macro_rules! machine {
-    ($engine:ty, $counters:expr) => {
+    ($engine:ty, $warm:expr, $counters:expr) => {
         impl Machine for $engine {
             fn handle(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
                 self.handle(now, event, actions);
@@ -43,6 +46,10 @@ macro_rules! machine {
                 self.is_drained()
             }
 
+            fn is_warm(&self, function: FunctionKey) -> bool {
+                $warm(self, function)
+            }
+
             fn counters(&self) -> Vec<Counters> {
                 $counters(self)
             }
@@ -50,5 +57,6 @@ macro_rules! machine {
     };
 }
 
-machine!(reserved::Engine, reserved::Engine::counters);
-machine!(shared::Engine, |_: &shared::Engine| Vec::new());
+machine!(reserved::Engine, reserved::Engine::is_warm, reserved::Engine::counters);
+// Best effort promises no reserve.
+machine!(shared::Engine, |_: &shared::Engine, _| true, |_: &shared::Engine| Vec::new());

@@ -15,7 +15,7 @@ use super::Usage;
 use super::client::Manners;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::Waiting;
-use crate::lanes::{Image, Installed, Lease, LeaseError, Route};
+use crate::lanes::{Image, Installed, Lease, LeaseError, Observed, Route};
 use crate::probe::Gap;
 
 /// Commands of the control plane.
@@ -29,6 +29,11 @@ pub(crate) enum Command {
         function: FunctionKey,
         reservation: Box<Reservation>,
         done: oneshot::Sender<()>,
+    },
+    /// Answers once the function has its warm reserve, or is gone.
+    Warm {
+        function: FunctionKey,
+        done: oneshot::Sender<Observed>,
     },
     Remove {
         function: FunctionKey,

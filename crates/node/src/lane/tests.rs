@@ -41,6 +41,10 @@ impl Machine for Fake {
         true
     }
 
+    fn is_warm(&self, _: FunctionKey) -> bool {
+        true
+    }
+
     fn counters(&self) -> Vec<Counters> {
         Vec::new()
     }

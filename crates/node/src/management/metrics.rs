@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::header;
 use journal::record::Counters;
 use model::Level;
+use plan::admission::Demand;
 
 use super::answer::{CAUSES, standing};
 use super::{Error, Report, Shared};
@@ -30,6 +31,9 @@ pub(super) async fn show(State(shared): State<Shared>) -> Result<Response, Error
     written.map_err(|error| Error::Internal { reason: error.to_string() })?;
     Ok(([(header::CONTENT_TYPE, FORMAT)], page.0).into_response())
 }
+
+/// What a demand says of a function's instances.
+type Need = fn(&Demand) -> Duration;
 
 struct Page(String);
 
@@ -95,6 +99,16 @@ impl Page {
         for grant in view.book.grants() {
             writeln!(self.0, "takt_guarantee_warm{{function=\"{}\"}} {}", grant.demand.function, grant.warm())?;
         }
+        let needs: [(&str, &str, Need); 2] = [
+            ("takt_start_admitted_seconds", "L_cold, the start of an instance as admitted", |demand| demand.cold_start),
+            ("takt_return_admitted_seconds", "CPU per invocation around the handler, as admitted", |demand| demand.instance_cost),
+        ];
+        for (name, help, of) in needs {
+            self.head(name, "gauge", help)?;
+            for grant in view.book.grants() {
+                writeln!(self.0, "{name}{{function=\"{}\"}} {}", grant.demand.function, of(&grant.demand).as_secs_f64())?;
+            }
+        }
         Ok(())
     }
 
@@ -139,6 +153,16 @@ impl Page {
     }
 
     fn usage(&mut self, report: &Report) -> fmt::Result {
+        self.head("takt_start_slowest_seconds", "gauge", "The slowest start of an instance of the version")?;
+        for usage in &report.usage {
+            let (function, slowest) = (escaped(&usage.function), usage.start_slowest.as_secs_f64());
+            writeln!(self.0, "takt_start_slowest_seconds{{function=\"{function}\"}} {slowest}")?;
+        }
+        self.head("takt_return_dearest_seconds", "gauge", "The most CPU between an answer and asking for the next invocation")?;
+        for usage in &report.usage {
+            let (function, dearest) = (escaped(&usage.function), usage.returning_dearest.as_secs_f64());
+            writeln!(self.0, "takt_return_dearest_seconds{{function=\"{function}\"}} {dearest}")?;
+        }
         self.head("takt_reserved_instance_seconds_total", "counter", "Time in which reserved instances existed, summed")?;
         for usage in &report.usage {
             let function = escaped(&usage.function);

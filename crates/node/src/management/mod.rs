@@ -113,6 +113,10 @@ pub struct Usage {
     pub waiting: u64,
     /// 99 of 100 guaranteed starts were not later after their slot.
     pub start_delay_p99: Option<Duration>,
+    /// The slowest start of an instance, and the most CPU one used between an answer and asking again, since its version was
+    /// installed.
+    pub start_slowest: Duration,
+    pub returning_dearest: Duration,
     /// Time in which its reserved instances existed, summed.
     pub reserved_seconds: f64,
     /// Time in which they ran invocations, summed.

@@ -107,7 +107,7 @@ impl Book {
         self.check_handover(function, self)
     }
 
-    /// Whether memory holds both versions of a function while it goes over to its place in `next`.
+    /// Whether memory, and the number of instances, hold both versions of a function while it goes over to its place in `next`.
     ///
     /// Derived: until the new version serves, the old one has up to K instances and W of the new become warm. Then no more
     /// slots go to the old, so that both together have at most the larger K busy, and W of the new idle.
@@ -116,6 +116,13 @@ impl Book {
         let (Some(old), Some(new)) = (self.grant(function), next.grant(function)) else {
             return refuse(Binding::Unknown);
         };
+        // Of the processor the hand-over takes nothing that is promised: every slot goes to one version, what is warm rests, and
+        // starts run below all that serve.
+        let instances = old.instances().max(new.instances()).saturating_add(new.warm());
+        let left = next.remaining().instances.saturating_add(new.instances());
+        if left < instances {
+            return refuse(Binding::Instances { needed: instances, available: left });
+        }
         let (old_full, new_full) = (old.memory_for(old.instances()), new.memory_for(new.instances()));
         let both = old_full.max(new_full).saturating_add(new.memory_for(new.warm()));
         let others = next.capacity.memory.saturating_sub(next.remaining().memory_bytes).saturating_sub(new_full);

@@ -243,6 +243,7 @@ mod tests {
             pending: None,
             last_update: LastUpdate::Successful,
             admitted: None,
+            measured: crate::registry::Measured::default(),
             created_ms: 0,
             modified_ms: 1_795_392_000_123,
             revision: 7,
