@@ -28,6 +28,8 @@ mod redeploy;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod starts;
+#[cfg(test)]
 mod steal;
 #[cfg(test)]
 mod support;

@@ -1,0 +1,117 @@
+//! Starts beside everything else: lost instances come back, and whatever starts disturbs nobody who was promised something.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::support::{Node, takt_command, wait_until};
+
+const GUARANTEE: &str = "[guarantee]\nrate = \"20/s\"\nburst = 2\nmax_run_time = \"20ms\"\ndeadline = \"500ms\"\n";
+const CODE: &str = "import os\n\ndef handler(event, context):\n    return os.environ['AWS_LAMBDA_LOG_STREAM_NAME']\n";
+/// Uses all the CPU it gets before it is ready.
+const SLOW_TO_START: &str = "import time\nend = time.process_time() + 1.5\nwhile time.process_time() < end:\n    pass\n\ndef handler(event, context):\n    return 1\n";
+
+/// Busy processes outside the node, each in a session of its own, so that the kernel does not count them as one.
+struct Flood(Vec<Child>);
+
+impl Flood {
+    fn new(processes: usize) -> Self {
+        let busy = || Command::new("setsid").args(["sh", "-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
+        Self((0..processes).map(|_| busy()).collect())
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        for process in &mut self.0 {
+            // Nothing else ends them.
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+}
+
+/// Processes that run our Python client and are below the node.
+fn instances(node: &Node) -> Vec<i32> {
+    let mut known = vec![i32::try_from(node.pid()).unwrap()];
+    let mut found = Vec::new();
+    let mut all: Vec<(i32, i32)> = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // A process that ended meanwhile is none.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        all.extend(parent.map(|parent| (pid, parent)));
+    }
+    while let Some(at) = all.iter().position(|(_, parent)| known.contains(parent)) {
+        let (pid, _) = all.swap_remove(at);
+        known.push(pid);
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains("bootstrap.py") {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+fn load(node: &Node, name: &str, seconds: u32) -> Child {
+    let words = ["invoke", name, "--rate", "20/s", "--for", &format!("{seconds}s"), "--connections", "8", "--json"];
+    takt_command(&node.data).args(words).env("TAKT_URL", node.url()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+fn guarantee(node: &Node, name: &str) -> Value {
+    node.get(&format!("/v1/functions/{name}/guarantee"))
+}
+
+#[test]
+fn an_instance_that_is_killed_beside_a_flood_comes_back_and_costs_its_own_invocation_alone() {
+    let home = TempDir::new().unwrap();
+    let node = Node::start(&home.path().join("node"), &[]);
+    let deployed = node.python("steady", GUARANTEE, CODE);
+    assert_eq!(deployed["standing"], "guaranteed");
+    let before = instances(&node);
+    assert!(!before.is_empty(), "it is warm");
+    let flood = Flood::new(16);
+    let load = load(&node, "steady", 8);
+    for _ in 0..3 {
+        let running = instances(&node);
+        let killed = running[0];
+        assert!(Command::new("kill").args(["-9", &killed.to_string()]).status().unwrap().success());
+        wait_until("an instance in its place", || {
+            let now = instances(&node);
+            !now.contains(&killed) && running.len() <= now.len()
+        });
+    }
+    let output = load.wait_with_output().unwrap();
+    drop(flood);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["invocations"], 160, "{report}");
+    assert!(157 <= report["succeeded"].as_u64().unwrap(), "three instances died, at most three invocations with them: {report}");
+    let counters = guarantee(&node, "steady")["counters"].clone();
+    let by_cause = &counters["violations_by_cause"];
+    for cause in ["overrun", "host-call", "bug", "unknown"] {
+        assert_eq!(by_cause[cause], 0, "{counters}");
+    }
+    assert!(by_cause["function"].as_u64().unwrap() <= 3, "{counters}");
+    node.stop();
+}
+
+#[test]
+fn a_start_that_uses_all_the_cpu_it_gets_disturbs_no_promise() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("node");
+    let node = Node::start(&data, &[]);
+    node.python("steady", GUARANTEE, CODE);
+    let load = load(&node, "steady", 6);
+    let deployed =
+        node.python("slow", "[guarantee]\nrate = \"1/s\"\nmax_run_time = \"10ms\"\nstart_within = \"500ms\"\n", SLOW_TO_START);
+    assert_eq!(deployed["standing"], "guaranteed");
+    assert_eq!(node.invoke("slow", &json!(0)).json(), json!(1));
+    let output = load.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["invocations"], &report["succeeded"]), (&json!(120), &json!(120)), "{report}");
+    node.stop();
+    super::evidence::assert_nothing_is_violated(&data, 120 + 1);
+}
