@@ -32,6 +32,7 @@ pub enum Command {
     Audit(AuditArgs),
     Backup(BackupArgs),
     Env(EnvArgs),
+    Keys(KeysArgs),
     Demo(DemoArgs),
     #[command(hide = true)]
     Internal(InternalArgs),
@@ -437,6 +438,27 @@ pub struct RestoreBackupArgs {
 /// Print the variables that make AWS clients talk to a node: eval "$(takt env)".
 #[derive(Args, Debug)]
 pub struct EnvArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Change the keys that open a node.
+#[derive(Args, Debug)]
+pub struct KeysArgs {
+    #[command(subcommand)]
+    pub verb: KeysVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeysVerb {
+    /// Replace access key, secret and token of a running node, and print the new ones: eval "$(takt keys rotate)".
+    ///
+    /// From then on the old ones open nothing. Functions, guarantees and what runs are not touched.
+    Rotate(RotateKeysArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct RotateKeysArgs {
     #[command(flatten)]
     pub node: NodeArgs,
 }

@@ -9,6 +9,7 @@ pub mod env;
 pub mod guarantee;
 pub mod internal;
 pub mod invoke;
+pub mod keys;
 pub mod list;
 pub mod logs;
 pub mod new;

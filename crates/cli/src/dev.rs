@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::admission;
+use crate::args::NodeArgs;
 use crate::client::Client;
 use crate::commands::deploy;
 use crate::output::Format;
@@ -41,19 +42,19 @@ enum Changed {
 #[derive(Debug)]
 pub struct Dev {
     root: PathBuf,
-    client: Client,
+    node: NodeArgs,
     format: Format,
     dependencies: Dependencies,
 }
 
 impl Dev {
     /// Errors when `root` is no folder.
-    pub fn new(root: &Path, client: Client, format: Format) -> Result<Self> {
+    pub fn new(root: &Path, node: NodeArgs, format: Format) -> Result<Self> {
         let root = fs::canonicalize(root).with_context(|| format!("cannot watch {}", root.display()))?;
         if !root.is_dir() {
             bail!("cannot watch {}: it is no folder", root.display());
         }
-        Ok(Self { root, client, format, dependencies: Dependencies::default() })
+        Ok(Self { root, node, format, dependencies: Dependencies::default() })
     }
 
     /// Deploys every function folder once, then whichever changes, until `stop` is set.
@@ -92,7 +93,9 @@ impl Dev {
 
     fn try_deploy(&mut self, folder: &Path) -> Result<String> {
         let (text, spec) = deploy::stated(folder)?;
-        let answer = deploy::upload(&self.client, folder, &text, &spec, &mut self.dependencies)?;
+        // The keys may have been changed since the last time.
+        let client = Client::new(&self.node)?;
+        let answer = deploy::upload(&client, folder, &text, &spec, &mut self.dependencies)?;
         if admission::is_refusal(&answer) {
             bail!("refused: {}", answer.message());
         }

@@ -69,6 +69,7 @@ fn run(command: Command, format: Format) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => commands::backup::run(&args, format),
         Command::Demo(args) => commands::demo::run(&args, format),
         Command::Env(args) => commands::env::run(&args, format),
+        Command::Keys(args) => commands::keys::run(&args, format),
         // Its roles have exit codes of their own.
         Command::Internal(args) => return Ok(commands::internal::run(&args, format)),
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 mod common;
 
 use common::FakeNode;
-use takt_cli::client::{Address, Client};
+use takt_cli::args::NodeArgs;
 use takt_cli::dev::Dev;
 use takt_cli::output::Format;
 
@@ -24,8 +24,8 @@ fn a_change_of_a_file_deploys_its_folder_again_and_reading_it_does_not() {
     std::fs::write(folder.path().join("takt.toml"), "name = \"hello\"\nruntime = \"python\"\n").unwrap();
     std::fs::write(folder.path().join("handler.py"), "first").unwrap();
     let node = FakeNode::start(rule);
-    let client = Client { address: Address::parse(&node.url).unwrap(), token: "t".to_owned() };
-    let dev = Dev::new(folder.path(), client, Format::Json).unwrap();
+    let args = NodeArgs { url: node.url.clone(), token: Some("t".to_owned()), data_dir: None };
+    let dev = Dev::new(folder.path(), args, Format::Json).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| dev.run(&stop));

@@ -22,7 +22,6 @@ use runtime::launcher::{self, Standing};
 use runtime::sandbox::{self, Language};
 use runtime::sys::{clock, sched};
 use runtime::{bootstrap, package};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::calibrate::{Classes, Measured};
@@ -30,6 +29,7 @@ use crate::code::{Codes, Unpack};
 use crate::control::{self, Clock, Evidence, Gate};
 use crate::front::Front;
 use crate::handle::{COMMANDS_MAX, Handle};
+use crate::keyring::{Keyring, Rotations};
 use crate::lane::links::{HAND_OVERS_MAX, Links, ORDERS_MAX, Order};
 use crate::lane::message::{Command, Moved, News, Traffic};
 use crate::lane::{self, Inbox, Machine, Start, ThreadPlacement};
@@ -39,7 +39,7 @@ use crate::management::{self, DataSource, EvidenceHealth, Host, Report, Usage};
 use crate::probe::{Gap, Probes, Pulses};
 use crate::recorder::{self, Health};
 use crate::registry::State;
-use crate::serve::{Error, Options, Ready};
+use crate::serve::{Error, Life, Options, Ready, Stop};
 use crate::starter::{self, Ends, Kit, NETWORKS_MAX, NetworkKit, NetworkOrder};
 use crate::starts::{self, Limits, Nursery};
 use crate::store::Sqlite;
@@ -106,7 +106,12 @@ struct Common {
 
 impl Node {
     /// Starts everything, serves until told to stop, and stops everything.
-    pub(crate) fn run(mut self, listener: TcpListener, missing: Vec<String>, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    pub(crate) fn run(
+        mut self,
+        listener: TcpListener,
+        missing: Vec<String>,
+        (life, ready): (Life, impl FnOnce(&Ready)),
+    ) -> Result<(), Error> {
         let (logs_in, logs_out, logs_kept) = logs::start(logs::Limits::default()).map_err(|source| Error::Thread { source })?;
         let (mut threads, mut ends) = Threads::new();
         let (common, inner) = self.common()?;
@@ -155,10 +160,9 @@ impl Node {
             limits,
             missing: missing.into_iter().collect(),
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-        let runtime = runtime.map_err(|source| Error::Thread { source })?;
+        let Life { runtime, stop } = life;
         let served = tokio::task::LocalSet::new()
-            .block_on(&runtime, serving.serve(listener, (for_control, inner.management), &mut ends, ready));
+            .block_on(&runtime, serving.serve((listener, stop), (for_control, inner.management), &mut ends, ready));
         drop(runtime);
         drop(probes);
         threads.join();
@@ -392,7 +396,7 @@ struct Serving<'a> {
 impl Serving<'_> {
     async fn serve(
         self,
-        listener: TcpListener,
+        (listener, mut stop): (TcpListener, Stop),
         (records, moved): (recorder::Sender, mpsc::Receiver<Moved>),
         ends: &mut mpsc::Receiver<crate::threads::End>,
         ready: impl FnOnce(&Ready),
@@ -411,29 +415,52 @@ impl Serving<'_> {
         let (service, control) =
             control::Service::new(self.control_options(), parts).map_err(|source| Error::Control { source })?;
         let controlling = tokio::task::spawn_local(service.run());
-        control.started().await.map_err(|source| Error::Bringing { source })?;
-        let (stop, stopped) = watch::channel(false);
-        let host = Arc::new(Watched::default());
-        let router = management::router(management::Parts {
-            control: control.clone(),
-            logs: self.logs.clone(),
-            codes,
-            host: Arc::clone(&host) as Arc<dyn Host>,
-            home: self.node.front.home.clone(),
-            url: format!("http://{}", self.node.address),
-            data: Some(DataSource { folder: self.node.data.clone(), store }),
-        });
-        let managing = tokio::task::spawn_local(manage::serve(moved, (router, Arc::clone(&self.node.front)), stopped));
-        self.handle.accept(listener).await.map_err(|_| closed())?;
-        ready(&self.ready(&control));
-        let ended = self.watch_over(&control, &host, ends).await;
+        let (stop_managing, stopped) = watch::channel(false);
+        let mut managing = None;
+        let living = async {
+            control.started().await.map_err(|source| Error::Bringing { source })?;
+            let host = Arc::new(Watched::default());
+            let access = Arc::new(Mutex::new(self.node.front.access()));
+            let (keyring, rotations) = Keyring::new(self.node.data.clone(), Arc::clone(&self.handle), Arc::clone(&access));
+            let router = self.router(&control, (codes, store), &host, rotations);
+            managing = Some(tokio::task::spawn_local(manage::serve(moved, (router, access), stopped)));
+            self.handle.accept(listener).await.map_err(|_| closed())?;
+            ready(&self.ready(&control));
+            self.watch_over(&control, &host, (ends, keyring)).await
+        };
+        let ended = tokio::select! {
+            biased;
+            () = stop.asked() => Ok(()),
+            ended = living => ended,
+        };
         // Whatever ends the node, what runs may end first.
-        let _ = stop.send(true);
+        let _ = stop_managing.send(true);
         let _ = tokio::time::timeout(DRAIN_WITHIN, self.handle.drain()).await;
         control.shutdown();
         let _ = controlling.await;
-        let _ = managing.await;
+        if let Some(managing) = managing {
+            let _ = managing.await;
+        }
         ended
+    }
+
+    fn router(
+        &self,
+        control: &control::Handle,
+        (codes, store): (Codes, Arc<Sqlite>),
+        host: &Arc<Watched>,
+        rotations: Rotations,
+    ) -> axum::Router {
+        management::router(management::Parts {
+            control: control.clone(),
+            logs: self.logs.clone(),
+            codes,
+            host: Arc::clone(host) as Arc<dyn Host>,
+            home: self.node.front.home.clone(),
+            url: format!("http://{}", self.node.address),
+            data: Some(DataSource { folder: self.node.data.clone(), store }),
+            keyring: Arc::new(rotations),
+        })
     }
 
     fn control_options(&self) -> control::Options {
@@ -465,28 +492,25 @@ impl Serving<'_> {
         }
     }
 
-    /// Looks after evidence and tolerance until the node is told to stop or a thread ends.
+    /// Looks after evidence and tolerance until a thread ends. Safe to drop at any point.
     async fn watch_over(
         &self,
         control: &control::Handle,
         host: &Watched,
-        ends: &mut mpsc::Receiver<crate::threads::End>,
+        (ends, mut keyring): (&mut mpsc::Receiver<crate::threads::End>, Keyring),
     ) -> Result<(), Error> {
-        let failed = |source| Error::Thread { source };
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut look = tokio::time::interval(LOOK_EVERY);
         let started = clock::now();
         let mut tolerance = self.node.capacity.tolerance;
         let mut last_gate = Gate::Open;
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
                 Some((name, outcome)) = ends.recv() => {
                     let reason = outcome.err().unwrap_or_else(|| "it ended by itself".to_owned());
                     return Err(Error::Ended { name, reason });
                 }
+                // Not within the choice: a rotation that was begun is not given up for the next look.
+                Some(done) = keyring.asked() => keyring.answer(done).await,
                 _ = look.tick() => {
                     let health = self.evidence.health();
                     let now = gate(&health);

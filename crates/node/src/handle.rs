@@ -9,6 +9,7 @@ use journal::record::Counters;
 use model::{FunctionKey, FunctionName};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::auth::keys::Keys;
 use crate::lane::Usage;
 use crate::lane::message::Command;
 use crate::lanes::{Closed, Image, Installed, Lane, Lanes, Lease, LeaseError, Observed, Pending, Route};
@@ -46,6 +47,15 @@ impl Handle {
     /// Has the guaranteed lane accept connections.
     pub(crate) async fn accept(&self, listener: std::net::TcpListener) -> Result<(), Closed> {
         ask(self.guaranteed.clone(), |done| Command::Accept { listener, done }).await
+    }
+
+    /// Has both lanes let in the new keys and nothing else; ends when they do.
+    pub(crate) async fn rotate(&self, keys: &Keys) -> Result<(), Closed> {
+        for lane in [&self.guaranteed, &self.best_effort] {
+            let keys = Box::new(keys.clone());
+            ask(lane.clone(), |done| Command::Rotate { keys, done }).await?;
+        }
+        Ok(())
     }
 
     /// What the instances of both lanes held and used so far.

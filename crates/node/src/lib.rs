@@ -30,6 +30,7 @@ mod front;
 mod handle;
 mod instance;
 mod invocation;
+mod keyring;
 mod lane;
 mod manage;
 mod probe;

@@ -26,7 +26,7 @@ use tower::ServiceExt;
 
 use crate::auth::sigv4::PayloadHash;
 use crate::auth::{Access, Denied, Grant, PathClass};
-use crate::front::{Front, today};
+use crate::front::today;
 use model::UrlAccess;
 
 use crate::lane::message::Moved;
@@ -46,10 +46,10 @@ const BODY_WITHIN: Duration = Duration::from_secs(120);
 /// Serves moved connections until `stop` turns true, then lets running requests end.
 pub(crate) async fn serve(
     mut moved: mpsc::Receiver<Moved>,
-    (router, front): (Router, Arc<Front>),
+    (router, access): (Router, Arc<Mutex<Access>>),
     mut stop: watch::Receiver<bool>,
 ) {
-    let gate = Gate { router, access: Arc::new(Mutex::new(front.access())) };
+    let gate = Gate { router, access };
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {

@@ -12,6 +12,7 @@ use runtime::host::{self, Grant, Missing};
 use runtime::sys::sched;
 use runtime::{bootstrap, launcher};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::assemble::Node;
 use crate::auth::origin::Hosts;
@@ -82,8 +83,10 @@ pub enum Error {
     Ended { name: String, reason: String },
 }
 
-/// Runs a node until it is told to stop (SIGTERM or SIGINT) or one of its threads ends. `ready` is called once it serves.
+/// Runs a node until it is told to stop (SIGTERM or SIGINT) or one of its threads ends. `ready` is called once it serves; a node
+/// that is told to stop before ends in the same order, without having called it.
 pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    let mut life = Life::begin()?;
     let data = DataDir::open(&options.data_dir)?;
     let descriptors = raise_descriptors();
     let keys = keys::load_or_create(&data.path).map_err(|source| Error::Keys { source })?;
@@ -106,6 +109,9 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
     }
     let cores = sched::cores().map_err(|source| Error::Measure { source })?;
     let measured = calibrate::measure(&cores, classes).map_err(|source| Error::Measure { source })?;
+    if life.is_over() {
+        return Ok(()); // nothing was started yet
+    }
     let capacity = capacity::of(&cores, classes, &measured, options.memory);
     let hosts = Hosts::new(address, options.hosts.iter().cloned());
     let policy = Policy { hosts, metrics: Metrics::default() };
@@ -122,7 +128,55 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
         capacity,
         outbound: host.tun,
     };
-    node.run(listener, missing, ready)
+    node.run(listener, missing, (life, ready))
+}
+
+/// The event loop of the node's main thread, and the signals that end it: listened to from the first moment on, so that no
+/// part of a start is cut off.
+pub(crate) struct Life {
+    pub(crate) runtime: tokio::runtime::Runtime,
+    pub(crate) stop: Stop,
+}
+
+/// Being told to stop.
+pub(crate) struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Life {
+    fn begin() -> Result<Self, Error> {
+        let failed = |source| Error::Thread { source };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
+        let inside = runtime.enter();
+        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        drop(inside);
+        Ok(Self { runtime, stop: Stop { terminate, interrupt } })
+    }
+
+    /// Whether the node was told to stop already.
+    fn is_over(&mut self) -> bool {
+        let stop = &mut self.stop;
+        // One turn of the loop has the driver look for signals that came.
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = stop.asked() => true,
+                () = tokio::time::sleep(std::time::Duration::from_millis(1)) => false,
+            }
+        })
+    }
+}
+
+impl Stop {
+    /// Ends when the node is told to stop. Safe to drop at any point.
+    pub(crate) async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Descriptors for the connections and instances that the node's limits allow: each instance takes about eight.

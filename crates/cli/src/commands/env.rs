@@ -16,16 +16,22 @@ const REGION: &str = "us-east-1";
 pub fn run(args: &EnvArgs, format: Format) -> Result<Exit> {
     let address = Address::parse(&args.node.url)?;
     let keys = home::keys(args.node.data_dir.clone())?;
+    print(&address, [&keys.access_key_id, keys.secret_access_key.reveal(), keys.token.reveal()], format);
+    Ok(Exit::Ok)
+}
+
+/// Prints what reaches a node at `address` with these keys: access key id, its secret, the token.
+pub(super) fn print(address: &Address, [access_key_id, secret_access_key, token]: [&str; 3], format: Format) {
     let url = format!("http://{}", address.authority);
     let variables = [
         ("AWS_ENDPOINT_URL_LAMBDA", url.as_str()),
-        ("AWS_ACCESS_KEY_ID", keys.access_key_id.as_str()),
-        ("AWS_SECRET_ACCESS_KEY", keys.secret_access_key.reveal()),
+        ("AWS_ACCESS_KEY_ID", access_key_id),
+        ("AWS_SECRET_ACCESS_KEY", secret_access_key),
         // Some clients read only the one, some only the other.
         ("AWS_REGION", REGION),
         ("AWS_DEFAULT_REGION", REGION),
         ("TAKT_URL", url.as_str()),
-        ("TAKT_TOKEN", keys.token.reveal()),
+        ("TAKT_TOKEN", token),
     ];
     match format {
         Format::Json => {
@@ -39,7 +45,6 @@ pub fn run(args: &EnvArgs, format: Format) -> Result<Exit> {
             }
         }
     }
-    Ok(Exit::Ok)
 }
 
 /// A word that a POSIX shell reads back as exactly this text.

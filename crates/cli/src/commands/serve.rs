@@ -11,7 +11,6 @@ use node::serve::{self, Options, Ready};
 use serde_json::json;
 
 use crate::args::{NodeArgs, ServeArgs};
-use crate::client::Client;
 use crate::dev::Dev;
 use crate::exit::Exit;
 use crate::home;
@@ -58,8 +57,7 @@ fn watch(
     (format, stop): (Format, Arc<AtomicBool>),
 ) -> Result<JoinHandle<Result<()>>> {
     let node = NodeArgs { url: format!("http://{}", ready.address), token: None, data_dir: Some(data_dir.to_owned()) };
-    let client = Client::new(&node)?;
-    let dev = Dev::new(folder, client, format)?;
+    let dev = Dev::new(folder, node, format)?;
     let thread = std::thread::Builder::new().name("dev".to_owned()).spawn(move || dev.run(&stop));
     thread.context("cannot start the watch over the function folder")
 }

@@ -58,6 +58,36 @@ fn keys_and_environments_are_their_owners_alone() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("keys.json"), "{refused:?}");
 }
 
+fn status(node: &Node, token: &str, line: &str) -> u16 {
+    request(node.address, line, &[("Authorization", &format!("Bearer {token}"))], b"1").status
+}
+
+#[test]
+fn new_keys_close_the_node_to_the_old_ones_at_once() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("node");
+    let node = Node::start(&data, &[]);
+    node.python("mine", "", ECHO);
+    node.python("promised", "[guarantee]\nrate = \"1/s\"\nburst = 8\nmax_run_time = \"20ms\"\nstart_within = \"1s\"\n", ECHO);
+    let invoke = |name| format!("POST {}", invoke_path(name));
+    // One for the management front, one for each lane.
+    let doors = ["GET /v1/functions".to_owned(), invoke("mine"), invoke("promised")];
+    let old = node.token.clone();
+    assert_eq!(doors.each_ref().map(|line| status(&node, &old, line)), [200; 3]);
+    let keys = node.takt_json(&["keys", "rotate"]);
+    let new = keys["TAKT_TOKEN"].as_str().unwrap();
+    assert_eq!(doors.each_ref().map(|line| status(&node, &old, line)), [401, 403, 403]);
+    assert_eq!(doors.each_ref().map(|line| status(&node, new, line)), [200; 3]);
+    let said = node.takt_json(&["env"]);
+    assert_eq!(said, keys, "`takt env` reads the new ones");
+    assert_eq!(node.takt_json(&["list"])["functions"].as_array().map(Vec::len), Some(2));
+    node.stop();
+    let node = Node::start(&data, &[]);
+    assert_eq!(node.token, new, "the next start reads the new ones");
+    node.stop();
+    assert_eq!(super::evidence::audit(&data)["verdict"], "kept");
+}
+
 #[test]
 fn two_nodes_do_not_share_a_data_directory() {
     let home = TempDir::new().unwrap();

@@ -1,9 +1,12 @@
 //! How invocations and nodes come to an end from outside.
 
+use std::io::Read;
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::{Node, invoke_path, request, send, wait_until};
+use super::support::{Beside, Node, descendants, free_port, invoke_path, request, send, surviving, takt_command, wait_until};
 
 /// Sleeps for as many seconds as it is told, having said so in its log.
 const SLEEPER: &str = "import time\n\ndef handler(event, context):\n    print('begun', event, flush=True)\n    time.sleep(event)\n    return event\n";
@@ -61,4 +64,49 @@ fn an_invocation_whose_client_goes_away_is_stopped() {
         assert_eq!(node.invoke(name, &json!(0)).json(), json!(0));
     }
     node.stop();
+}
+
+/// Whether a starting node came so far: it listens to signals, or has a thread of this name.
+fn came_to(moment: &str, pid: u32) -> bool {
+    if moment == "signals" {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        let both = (1 << 1) | (1 << 14);
+        return u64::from_str_radix(caught.trim(), 16).unwrap() & both == both;
+    }
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let mut names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+    names.any(|name| name.trim().starts_with(moment))
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_before_it_is_ready_leaves_nothing_behind() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("node");
+    let node = Node::start(&data, &[]);
+    node.python("promised", "[guarantee]\nrate = \"1/s\"\nmax_run_time = \"20ms\"\nstart_within = \"1s\"\n", SLEEPER);
+    node.python("plain", "", SLEEPER);
+    node.stop();
+    for (signal, moment) in [("-INT", "signals"), ("-TERM", "starter"), ("-INT", "recorder"), ("-TERM", "probe-")] {
+        let mut starting = takt_command(&data);
+        starting.args(["serve", "--json", "--listen", &format!("127.0.0.1:{}", free_port())]);
+        let mut starting = Beside(starting.stdout(Stdio::piped()).spawn().unwrap());
+        wait_until("it to come so far", || came_to(moment, starting.0.id()));
+        let below = descendants(starting.0.id());
+        let sent = Command::new("kill").args([signal, &starting.0.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let mut said = String::new();
+        starting.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        let status = starting.0.wait().unwrap();
+        assert_eq!((status.code(), said.as_str()), (Some(0), ""), "{signal} at {moment}: {status}");
+        wait_until("everything below it to be gone", || surviving(&below).is_empty());
+    }
+    // It starts as if nothing had been, and no start left a gap in the evidence.
+    let node = Node::start(&data, &[]);
+    for name in ["promised", "plain"] {
+        assert_eq!(node.invoke(name, &json!(0)).json(), json!(0));
+    }
+    node.stop();
+    let audit = super::evidence::audit(&data);
+    assert_eq!((&audit["verdict"], &audit["report"]["unclean_stops"]), (&json!("kept"), &json!(0)), "{audit}");
 }

@@ -81,7 +81,7 @@ impl Node {
     pub(crate) fn load(&self, name: &str, words: &[&str]) -> Load {
         let mut command = takt_command(&self.data);
         command.args(["invoke", name, "--json"]).args(words).env("TAKT_URL", self.url());
-        Load(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap())
+        Load(Beside(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()))
     }
 
     /// Processes of a function's instances, by the environment that the node gave them.
@@ -179,20 +179,23 @@ impl Drop for Node {
     }
 }
 
-/// A load that runs beside the test; it is killed when it is dropped.
-pub(crate) struct Load(Child);
+/// A program beside the test; it is killed when it is dropped, however the test ends.
+pub(crate) struct Beside(pub(crate) Child);
+
+/// A load that runs beside the test.
+pub(crate) struct Load(Beside);
 
 impl Load {
     /// Waits for its end and reads its report.
     pub(crate) fn report(mut self) -> Value {
         let mut text = String::new();
-        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-        self.0.wait().unwrap();
+        self.0.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        self.0.0.wait().unwrap();
         serde_json::from_str(&text).unwrap_or_else(|_| panic!("the load said: {text}"))
     }
 }
 
-impl Drop for Load {
+impl Drop for Beside {
     fn drop(&mut self) {
         // It may have ended before; then there is nothing to kill.
         let _ = self.0.kill();

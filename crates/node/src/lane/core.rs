@@ -248,7 +248,8 @@ impl<M: Machine> Core<M> {
                 self.record_counters();
                 let _ = done.send(self.usage());
             }
-            Command::Accept { done, .. } => drop(done),
+            // The lane itself does these.
+            Command::Accept { done, .. } | Command::Rotate { done, .. } => drop(done),
             Command::Drain { done } => {
                 self.record_counters();
                 self.drained = Some(done);

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::Usage;
 use super::client::Manners;
+use crate::auth::keys::Keys;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::Waiting;
 use crate::lanes::{Image, Installed, Lease, LeaseError, Observed, Route};
@@ -59,6 +60,11 @@ pub(crate) enum Command {
     /// Accept connections from here on.
     Accept {
         listener: std::net::TcpListener,
+        done: oneshot::Sender<()>,
+    },
+    /// Let in these keys, and the ones before no longer.
+    Rotate {
+        keys: Box<Keys>,
         done: oneshot::Sender<()>,
     },
     /// Accept nothing more; `done` when nothing runs any more.

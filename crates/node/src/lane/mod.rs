@@ -189,6 +189,11 @@ async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
                     // The node waits for this answer.
                     let _ = done.send(());
                 }
+                Some(Command::Rotate { keys, done }) => {
+                    lane.access.borrow_mut().rotate(&keys);
+                    // The control plane that gave up waiting needs no answer.
+                    let _ = done.send(());
+                }
                 Some(command) => {
                     if matches!(command, Command::Drain { .. }) {
                         listener = None;

@@ -5,6 +5,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use plan::admission::{Binding, Refusal};
 use serde_json::{Map, Value, json};
 
+use super::RotationError;
 use crate::lanes::LeaseError;
 use crate::{backup, control};
 
@@ -31,6 +32,8 @@ pub enum Error {
     Backup { source: backup::Error },
     #[error("this node keeps nothing on a disk, so there is nothing to back up")]
     NoData,
+    #[error("no new keys")]
+    Keys { source: RotationError },
     #[error("the node could not answer: {reason}")]
     Internal { reason: String },
 }
@@ -48,6 +51,9 @@ impl Error {
             Self::Lease(_) => "no-lease",
             Self::Backup { .. } => "backup",
             Self::NoData => "no-data",
+            Self::Keys { source: RotationError::File { .. } } => "keys",
+            Self::Keys { source: RotationError::Busy } => "busy",
+            Self::Keys { source: RotationError::Closed } => "closing",
             Self::Internal { .. } => "internal",
         }
     }
@@ -57,11 +63,12 @@ impl Error {
             Self::Control(error) => control_status(error),
             Self::Body { .. } => StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy { .. } | Self::Keys { source: RotationError::Busy } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoPath { .. } | Self::NoGuarantee { .. } => StatusCode::NOT_FOUND,
             Self::Lease(_) | Self::Backup { .. } | Self::NoData => StatusCode::CONFLICT,
-            Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal { .. } | Self::Keys { source: RotationError::File { .. } } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Keys { source: RotationError::Closed } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -69,6 +76,8 @@ impl Error {
         match self {
             Self::Control(error) => error.explain(),
             Self::Backup { source } => format!("{self}: {source}"),
+            Self::Keys { source: RotationError::File { source } } => format!("the keys were not changed: {source}"),
+            Self::Keys { source } => source.to_string(),
             other @ (Self::Body { .. }
             | Self::TooLarge { .. }
             | Self::Busy { .. }

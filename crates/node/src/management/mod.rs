@@ -8,6 +8,7 @@ mod aws;
 mod error;
 mod functions;
 mod guarantee;
+mod keyring;
 mod logs;
 mod metrics;
 mod node;
@@ -32,9 +33,11 @@ use answer::Seen;
 pub use answer::{FunctionAnswer, GuaranteeAnswer};
 pub use error::Error;
 
+use crate::auth::keys::{self, Keys};
 use crate::code::Codes;
 use crate::control::Handle;
 use crate::lambda::Home;
+use crate::lanes::Pending;
 use crate::logs::Logs;
 use crate::store::Sqlite;
 
@@ -130,6 +133,24 @@ pub struct DataSource {
     pub store: Arc<Sqlite>,
 }
 
+/// Changes who may ask this node.
+pub trait Keyring: Send + Sync + 'static {
+    /// Makes new keys and closes the node to the old ones. Called for every rotation that is asked for; whoever stops waiting
+    /// does not stop it.
+    fn rotate(&self) -> Pending<Result<Keys, RotationError>>;
+}
+
+/// Why the keys are not the ones that were wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    #[error("the keys were not changed")]
+    File { source: keys::Error },
+    #[error("the keys are being changed already; try again")]
+    Busy,
+    #[error("the node is shutting down; its next start reads new keys")]
+    Closed,
+}
+
 /// What the management front is made of.
 #[derive(Clone)]
 pub struct Parts {
@@ -141,6 +162,7 @@ pub struct Parts {
     /// How clients reach this node, such as `http://127.0.0.1:9000`: where packages can be fetched.
     pub url: String,
     pub data: Option<DataSource>,
+    pub keyring: Arc<dyn Keyring>,
 }
 
 impl std::fmt::Debug for Parts {
@@ -187,6 +209,7 @@ impl std::ops::Deref for Shared {
         logs::read,
         node::show,
         node::backup,
+        keyring::rotate,
     )
 )]
 struct Description;
@@ -215,6 +238,7 @@ pub fn router(parts: Parts) -> Router {
         .route("/v1/rate-classes/{name}", rate_class)
         .route("/v1/node", get(node::show))
         .route("/v1/backup", post(node::backup))
+        .route("/v1/keys/rotate", post(keyring::rotate))
         .route("/v1/openapi.json", get(description))
         .route("/metrics", get(metrics::show))
         .method_not_allowed_fallback(not_allowed)

@@ -22,6 +22,14 @@ impl Host for Calm {
     }
 }
 
+struct NewKeys;
+
+impl Keyring for NewKeys {
+    fn rotate(&self) -> Pending<Result<Keys, RotationError>> {
+        Box::pin(async { Keys::generate().map_err(|source| RotationError::File { source }) })
+    }
+}
+
 struct Site {
     world: World,
     router: Router,
@@ -46,6 +54,7 @@ impl Site {
             home: Home::default(),
             url: "http://127.0.0.1:9000".to_owned(),
             data: Some(DataSource { folder, store }),
+            keyring: Arc::new(NewKeys),
         });
         Self { world, router, appender, data }
     }
