@@ -95,7 +95,7 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
         };
         let (response, delivers) = match lane.with(|core| core.api_request(instance, id, &parts, content)) {
             // A runtime that has asked on already reads this together with its next invocation: one write, one wake-up.
-            Some(Answer::Now(response)) if response.status() == StatusCode::ACCEPTED && 0 < connection.buffered() => {
+            Some(Answer::Now(response)) if response.status() == StatusCode::ACCEPTED && connection.has_next() => {
                 // The client, who was just given his result, comes before the runtime.
                 let_others_run().await;
                 match connection.hold_response(response) {

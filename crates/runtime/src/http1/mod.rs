@@ -149,6 +149,12 @@ impl<S> Connection<S> {
         self.input.len()
     }
 
+    /// Whether the whole head of the next request was read already: its sender waits for nothing before it.
+    #[must_use]
+    pub fn has_next(&self) -> bool {
+        head::find_end(&self.input, 0).is_ok_and(|end| end.is_some())
+    }
+
     /// The trailers of the body that was read last; empty when it had none.
     pub fn take_trailers(&mut self) -> HeaderMap {
         self.exchange.as_mut().map(|exchange| std::mem::take(&mut exchange.trailers)).unwrap_or_default()

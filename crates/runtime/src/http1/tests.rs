@@ -253,6 +253,7 @@ fn a_held_answer_leaves_in_one_write_with_the_next() {
         run(async {
             let mut connection = Connection::new(Script::new([format!("{get}{next}").into(), body.into()]));
             one_read(&mut connection).await;
+            assert!(connection.has_next());
             assert!(connection.hold_response(Response::new(Bytes::from_static(b"first"))).is_none());
             assert_eq!(connection.stream().writes, 0);
             one_read(&mut connection).await;
@@ -264,6 +265,16 @@ fn a_held_answer_leaves_in_one_write_with_the_next() {
     assert_eq!(sent(get, ""), (ok("first") + &ok("second"), 1));
     let go_ahead = std::str::from_utf8(GO_AHEAD).unwrap();
     assert_eq!(sent(post, "x"), (ok("first") + go_ahead + &ok("second"), 2));
+}
+
+#[test]
+fn half_a_head_is_no_next_request() {
+    run(async {
+        let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut connection = Connection::new(Script::whole(format!("{get}{}", &get[..get.len() - 2]).as_bytes()));
+        one_read(&mut connection).await;
+        assert!(0 < connection.buffered() && !connection.has_next());
+    });
 }
 
 #[test]
