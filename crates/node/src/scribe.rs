@@ -43,6 +43,7 @@ pub(crate) enum Order {
     },
     /// The node has something to say about an instance, for its function's log.
     Note {
+        function: FunctionName,
         instance: InstanceId,
         text: String,
     },
@@ -105,11 +106,7 @@ pub(crate) async fn run(mut orders: mpsc::Receiver<Order>, mut sink: impl Sink) 
                         known.kept.clear();
                     }
                 }
-                Some(Order::Note { instance, text }) => {
-                    if let Some(known) = followed.get(&instance) {
-                        sink.noted(&known.function, instance, &text);
-                    }
-                }
+                Some(Order::Note { function, instance, text }) => sink.noted(&function, instance, &text),
                 Some(Order::Tail { instance, answer }) => {
                     let tail = followed.get_mut(&instance).map_or_else(Bytes::new, |known| {
                         for index in 0..known.pipes.len() {

@@ -1,5 +1,6 @@
 //! `takt logs`: what a function's instances wrote.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use anyhow::{Context, Result, bail};
@@ -21,7 +22,12 @@ pub fn run(args: &LogsArgs, format: Format) -> Result<Exit> {
     let path = format!("/v1/functions/{}/logs?{}", args.name, query.join("&"));
     let mut out = std::io::stdout().lock();
     let refused = Client::new(&args.node)?.stream(path.trim_end_matches('?'), |piece| {
-        out.write_all(piece).and_then(|()| out.flush()).context("cannot write to standard output")
+        let piece = match format {
+            Format::Json => Cow::Borrowed(piece),
+            // The runtimes of AWS part the lines of a stack trace so; a terminal would write them over each other.
+            Format::Human => Cow::Owned(piece.iter().map(|byte| if *byte == b'\r' { b'\n' } else { *byte }).collect()),
+        };
+        out.write_all(&piece).and_then(|()| out.flush()).context("cannot write to standard output")
     })?;
     match refused {
         Some(answer) => bail!("{}", answer.message()),

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::{Answer, Function, Node, assert_exit, needs};
+use super::support::{Answer, Function, Node, assert_exit, needs, wait_until};
 
 const PYTHON: &str = r#"
 import os, sys, time
@@ -100,6 +100,12 @@ fn check_endings(node: &Node, name: &str, raised: &str) {
     assert!(timeout["errorMessage"].as_str().unwrap().ends_with("Task timed out after 1.00 seconds"), "{timeout}");
     assert_eq!(failure(node, name, "unserialisable")["errorType"], "Runtime.MarshalError");
     assert_eq!(failure(node, name, "large")["errorType"], "Function.ResponseSizeTooLarge");
+    // What the node itself did stands in the log beside what the function wrote.
+    let said = ["Task timed out after 1.00 seconds", "Runtime exited with error"];
+    wait_until("the log says why each ended", || {
+        let log = String::from_utf8(node.takt(&["logs", name]).stdout).unwrap();
+        said.iter().all(|what| log.contains(what))
+    });
 }
 
 fn node(home: &TempDir) -> Node {

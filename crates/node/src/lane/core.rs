@@ -502,6 +502,14 @@ impl<M: Machine> Core<M> {
         self.answer(now, id, ending);
     }
 
+    /// Says something about an instance in its function's log.
+    pub(super) fn tell(&mut self, instance: InstanceId, text: String) {
+        let function = self.instances.get(&instance).and_then(|known| self.functions.get(&known.function));
+        if let Some(function) = function {
+            self.links.tell(function.deployment.name.clone(), instance, text);
+        }
+    }
+
     fn crash_of(&self, waiting: &Waiting) -> invoke::Outcome {
         let instance = waiting.progress.instance.and_then(|instance| self.instances.get(&instance));
         instance.and_then(|instance| instance.exit.clone()).unwrap_or(invoke::Outcome::Exited(None))
@@ -511,6 +519,12 @@ impl<M: Machine> Core<M> {
     pub(super) fn answer(&mut self, now: Time, id: InvocationId, ending: Ending) {
         self.watches.remove(id);
         let Some(waiting) = self.waiting.remove(&id) else { return };
+        if let Ending::Ran(outcome) = &ending
+            && let Some(instance) = waiting.progress.instance
+            && let Err((_, message)) = outcome.clone().settle(id)
+        {
+            self.tell(instance, message);
+        }
         let arrived = waiting.request.arrived;
         let outcome = Outcome { ending, class: waiting.class, arrived, ended: now, progress: waiting.progress };
         // A client that went away in this instant needs no answer.

@@ -95,7 +95,7 @@ impl<M: Machine> Core<M> {
                 "killed: it used {used:?} of CPU between invocations within {WINDOW:?}; an instance of a guaranteed function \
                  may use {REST_CPU_MAX:?}, because nothing is reserved for that"
             );
-            self.links.tell(instance, text);
+            self.tell(instance, text);
             if let Some(known) = self.instances.get_mut(&instance) {
                 known.kill();
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use bytes::Bytes;
 use engine::port::{Placement, Refusal};
 use journal::record;
-use model::{InstanceId, InvocationId, Time};
+use model::{FunctionName, InstanceId, InvocationId, Time};
 use tokio::sync::{mpsc, oneshot};
 
 use super::message::{Moved, Traffic};
@@ -72,9 +72,9 @@ impl Links {
     }
 
     /// Says something about an instance in its function's log.
-    pub(super) fn tell(&mut self, instance: InstanceId, text: String) {
+    pub(super) fn tell(&mut self, function: FunctionName, instance: InstanceId, text: String) {
         // A busy scribe loses the line; what it tells of has happened all the same.
-        let _ = self.scribe.try_send(scribe::Order::Note { instance, text });
+        let _ = self.scribe.try_send(scribe::Order::Note { function, instance, text });
     }
 
     /// Asks for what an instance wrote since its last invocation began; `None` when the scribe is too busy.

@@ -69,7 +69,7 @@ impl<M: Machine> Core<M> {
                  guaranteed function may not ask for more, because nothing is reserved for that",
                 known.ration.per_invocation,
             );
-            self.links.tell(instance, text);
+            self.tell(instance, text);
         }
         Err(Exhausted)
     }

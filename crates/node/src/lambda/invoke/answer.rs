@@ -132,39 +132,40 @@ impl Answer<'_> {
     }
 }
 
-enum FunctionError {
+pub(crate) enum FunctionError {
     None,
     Unhandled,
 }
 
 fn body(id: InvocationId, outcome: Outcome) -> (Bytes, FunctionError) {
-    let error = |kind: &str, message: String| {
+    outcome.settle(id).unwrap_or_else(|(kind, message)| {
         let body = json!({ "errorType": kind, "errorMessage": message }).to_string();
         (Bytes::from(body), FunctionError::Unhandled)
-    };
-    let too_large = || format!("Response payload size exceeded maximum allowed payload size ({MAX_RESULT_BYTES} bytes).");
-    match outcome {
-        Outcome::Succeeded(body) if MAX_RESULT_BYTES < body.len() => error("Function.ResponseSizeTooLarge", too_large()),
-        Outcome::ResultTooLarge => error("Function.ResponseSizeTooLarge", too_large()),
-        // A handler without a result answered `null`; a custom runtime may send nothing at all.
-        Outcome::Succeeded(body) if body.is_empty() => (Bytes::from_static(b"null"), FunctionError::None),
-        Outcome::Succeeded(body) => (body, FunctionError::None),
-        Outcome::Failed(body) => (body, FunctionError::Unhandled),
-        Outcome::TimedOut(bound) => {
-            error("Sandbox.Timedout", format!("RequestId: {id} Error: Task timed out after {} seconds", seconds(bound)))
-        }
-        Outcome::Exited(Some(status)) if status != 0 => {
-            error("Runtime.ExitError", format!("RequestId: {id} Error: Runtime exited with error: exit status {status}"))
-        }
-        Outcome::Exited(_) => {
-            error("Runtime.ExitError", format!("RequestId: {id} Error: Runtime exited without providing a reason"))
-        }
-        Outcome::Killed(signal) => {
-            let name = signal_name(signal);
-            error("Runtime.ExitError", format!("RequestId: {id} Error: Runtime exited with error: signal: {name}"))
-        }
-        Outcome::OutOfMemory => {
-            error("Runtime.OutOfMemory", format!("RequestId: {id} Error: Runtime exited with error: signal: killed"))
+    })
+}
+
+impl Outcome {
+    /// What the handler answered. The error is AWS's type and message where the platform or the system has the last word.
+    pub(crate) fn settle(self, id: InvocationId) -> Result<(Bytes, FunctionError), (&'static str, String)> {
+        let ended = |kind, what: String| Err((kind, format!("RequestId: {id} Error: {what}")));
+        match self {
+            // A handler without a result answered `null`; a custom runtime may send nothing at all.
+            Self::Succeeded(body) if body.is_empty() => Ok((Bytes::from_static(b"null"), FunctionError::None)),
+            Self::Succeeded(body) if body.len() <= MAX_RESULT_BYTES => Ok((body, FunctionError::None)),
+            Self::Failed(body) => Ok((body, FunctionError::Unhandled)),
+            Self::Succeeded(_) | Self::ResultTooLarge => Err((
+                "Function.ResponseSizeTooLarge",
+                format!("Response payload size exceeded maximum allowed payload size ({MAX_RESULT_BYTES} bytes)."),
+            )),
+            Self::TimedOut(bound) => ended("Sandbox.Timedout", format!("Task timed out after {} seconds", seconds(bound))),
+            Self::Exited(Some(status)) if status != 0 => {
+                ended("Runtime.ExitError", format!("Runtime exited with error: exit status {status}"))
+            }
+            Self::Exited(_) => ended("Runtime.ExitError", "Runtime exited without providing a reason".to_owned()),
+            Self::Killed(signal) => {
+                ended("Runtime.ExitError", format!("Runtime exited with error: signal: {}", signal_name(signal)))
+            }
+            Self::OutOfMemory => ended("Runtime.OutOfMemory", "Runtime exited with error: signal: killed".to_owned()),
         }
     }
 }
