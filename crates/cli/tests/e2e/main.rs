@@ -22,6 +22,8 @@ mod other_clients;
 #[cfg(test)]
 mod overrun;
 #[cfg(test)]
+mod queue;
+#[cfg(test)]
 mod rate_class;
 #[cfg(test)]
 mod redeploy;
@@ -37,3 +39,5 @@ mod support;
 mod tool;
 #[cfg(test)]
 mod untouched;
+#[cfg(test)]
+mod work_conserving;
