@@ -578,21 +578,12 @@ fn gate(health: &Health) -> Gate {
 }
 
 fn evidence_health(health: &Health, recorder: &recorder::Handle) -> EvidenceHealth {
-    let written = recorder.head().number;
-    match health {
-        Health::Writing => EvidenceHealth { records_written: written, ..EvidenceHealth::default() },
-        Health::Failing { error, lost, .. } => EvidenceHealth {
-            records_written: written,
-            records_lost: *lost,
-            problem: Some(error.clone()),
-            ..EvidenceHealth::default()
-        },
-        Health::Stopped => EvidenceHealth {
-            records_written: written,
-            problem: Some("the recorder has ended".to_owned()),
-            ..EvidenceHealth::default()
-        },
-    }
+    let (records_lost, problem) = match health {
+        Health::Writing => (0, None),
+        Health::Failing { error, lost, .. } => (*lost, Some(error.clone())),
+        Health::Stopped => (0, Some("the recorder has ended".to_owned())),
+    };
+    EvidenceHealth { records_written: recorder.head().number, records_lost, bytes: recorder.bytes(), problem }
 }
 
 /// The last report, for whoever asks between two looks.

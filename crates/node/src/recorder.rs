@@ -110,6 +110,8 @@ struct Status {
     health: Health,
     /// The last record on disk.
     head: Head,
+    /// Of all segments on disk.
+    bytes: u64,
 }
 
 type Shared = Arc<Mutex<Status>>;
@@ -151,6 +153,12 @@ impl Handle {
     #[must_use]
     pub fn head(&self) -> Head {
         lock(&self.status).head
+    }
+
+    /// Bytes of evidence on disk, all segments together.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        lock(&self.status).bytes
     }
 
     /// Writes what was handed over before, and says whether that succeeded. Blocks for as long as the disk takes.
@@ -196,7 +204,7 @@ fn start_on(mut files: Box<dyn Files>, options: &Options, opening: NodeStarted) 
     let mut writer = Writer::new(files, options, place.head, place.segments);
     let opened = writer.accept(&Record::NodeStarted(opening)).and_then(|()| writer.write());
     opened.map_err(directory)?;
-    let status = Arc::new(Mutex::new(Status { health: Health::Writing, head: writer.written() }));
+    let status = Arc::new(Mutex::new(Status { health: Health::Writing, head: writer.written(), bytes: writer.bytes() }));
     let (senders, intake) = ring::rings(options.lanes, options.ring_records);
     let (commands, orders) = sync_channel(16);
     let handle = Handle { status: Arc::clone(&status), commands };
@@ -291,6 +299,7 @@ impl Work {
         let mut status = lock(&self.status);
         status.health = self.writer.health();
         status.head = self.writer.written();
+        status.bytes = self.writer.bytes();
     }
 }
 

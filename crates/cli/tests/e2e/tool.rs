@@ -70,6 +70,7 @@ fn logs_a_load_and_a_look_at_the_node() {
     assert!(top.contains("loud") && top.contains("left for guarantees") && top.contains("20/s"), "{top}");
     let seen = node.get("/v1/node");
     assert_eq!((&seen["functions"], &seen["guarantees"], &seen["admission_stopped"]), (&json!(1), &json!(1), &json!(null)));
+    wait_until("the node to have looked at its evidence", || node.get("/v1/node")["evidence"]["bytes"] != 0);
     let metrics = node.request("GET", "/metrics", &[], b"").text();
     assert!(metrics.contains("takt_invocations_total{function=\"loud\""), "{metrics}");
     node.stop();

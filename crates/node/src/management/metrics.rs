@@ -69,8 +69,8 @@ impl Page {
         self.gauge("takt_memory_left_bytes", "gauge", "Memory left for guarantees", left.memory_bytes)?;
         self.gauge("takt_instances_left", "gauge", "Instances left for guarantees", left.instances)?;
         let evidence = &report.evidence;
-        self.gauge("takt_evidence_records_total", "counter", "Records written since the start", evidence.records_written)?;
-        self.gauge("takt_evidence_lost_total", "counter", "Records lost since the start", evidence.records_lost)?;
+        self.gauge("takt_evidence_records_total", "counter", "Records written since the first start", evidence.records_written)?;
+        self.gauge("takt_evidence_lost", "gauge", "Records lost and not yet noted in the evidence", evidence.records_lost)?;
         self.gauge("takt_evidence_bytes", "gauge", "Bytes of evidence kept", evidence.bytes)?;
         let healthy = u8::from(evidence.problem.is_none());
         self.gauge("takt_evidence_healthy", "gauge", "1 while records are being written", healthy)?;

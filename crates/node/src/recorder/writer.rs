@@ -63,6 +63,11 @@ impl Writer {
         self.written
     }
 
+    /// Of all segments on disk.
+    pub(super) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|(_, bytes)| bytes).sum()
+    }
+
     pub(super) fn health(&self) -> Health {
         match &self.failing {
             None => Health::Writing,
