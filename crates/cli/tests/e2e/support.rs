@@ -407,8 +407,9 @@ pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// The first line; the pipe stays open, since a node may have more to say.
 fn first_line(child: &mut Child) -> String {
-    let mut output = child.stdout.take().unwrap();
+    let output = child.stdout.as_mut().unwrap();
     let mut line = Vec::new();
     let mut byte = [0];
     while output.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {

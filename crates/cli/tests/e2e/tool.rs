@@ -42,6 +42,32 @@ fn every_template_becomes_a_guaranteed_function() {
 }
 
 #[test]
+fn a_folder_that_is_watched_is_served_and_served_anew_when_it_changes() {
+    let home = TempDir::new().unwrap();
+    let folder = home.path().join("watched");
+    let made = takt_command(home.path()).args(["new", "watched", "--in"]).arg(home.path()).output().unwrap();
+    assert_exit(&made, 0);
+    let code = |greeting: &str| format!("def handler(event, context):\n    return \"{greeting}\"\n");
+    std::fs::write(folder.join("handler.py"), code("first")).unwrap();
+    let node = Node::start(&home.path().join("node"), &["--dev", &folder.to_string_lossy()]);
+    let says = |greeting: &str| {
+        let answer = node.invoke("watched", &json!({}));
+        answer.status == 200 && answer.json() == json!(greeting) && answer.header("x-takt-class") == "guaranteed"
+    };
+    wait_until("the folder to be served", || says("first"));
+    let changed = std::time::Instant::now();
+    std::fs::write(folder.join("handler.py"), code("second")).unwrap();
+    wait_until("the change to be served", || says("second"));
+    println!("the change was served after {:?}", changed.elapsed());
+    assert_eq!(node.get("/v1/functions/watched")["version"], 2);
+    // What cannot serve is told, and the version before it goes on.
+    std::fs::write(folder.join("handler.py"), "def handler(:\n").unwrap();
+    wait_until("the broken version to be refused", || node.get("/v1/functions/watched")["last_update"] == "failed");
+    assert!(says("second"));
+    node.stop();
+}
+
+#[test]
 fn logs_a_load_and_a_look_at_the_node() {
     let home = TempDir::new().unwrap();
     let node = node(&home);
