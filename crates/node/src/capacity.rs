@@ -7,7 +7,10 @@ use plan::admission::{Budgeted, NodeCapacity, Periodic};
 use runtime::sys::sched::{self, Throttle};
 
 use crate::calibrate::{Classes, Measured};
-use crate::lane::{ACCEPTS_AT_ONCE, ACCEPTS_PER_SECOND, EXCESS_AT_ONCE, ration, watch};
+use crate::lane::{
+    ACCEPTS_AT_ONCE, ACCEPTS_PER_SECOND, CLIENTS_PIECES_PER_SECOND, EXCESS_AT_ONCE, INSTANCES_PIECES_PER_SECOND, PIECES_AT_ONCE,
+    ration, watch,
+};
 use crate::starter::{STARTS_AT_ONCE, STARTS_PER_SECOND};
 use crate::starts;
 
@@ -24,6 +27,8 @@ const CONTEXT_SWITCH: Duration = Duration::from_micros(5);
 const ACCEPT_COST: Duration = Duration::from_micros(60);
 /// One connection or request of an instance, beyond what the cost of an invocation holds.
 const ASK_COST: Duration = Duration::from_micros(30);
+/// One piece of a long request or answer, 64 KiB at most: copied out of the kernel or into it.
+const PIECE_COST: Duration = Duration::from_micros(30);
 /// An instance's start and end, without what it asks meanwhile.
 const START_COST: Duration = Duration::from_micros(150);
 /// Excess per second that admission accounts for, over all functions.
@@ -46,6 +51,8 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         budgeted(ACCEPTS_PER_SECOND, ACCEPTS_AT_ONCE, ACCEPT_COST + one),
         budgeted(excess, EXCESS_AT_ONCE, one),
         budgeted(excess, EXCESS_AT_ONCE, one),
+        budgeted(CLIENTS_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
+        budgeted(INSTANCES_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
         budgeted(STARTS_PER_SECOND, STARTS_AT_ONCE, START_COST + ASK_COST * ration::ASKS_PER_START),
     ];
     NodeCapacity {

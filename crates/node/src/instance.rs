@@ -12,6 +12,9 @@ use tokio::sync::oneshot;
 use crate::assemble::error_line;
 use crate::lambda::invoke;
 
+/// Threads of a program whose state is looked at.
+const THREADS_LOOKED_AT: usize = 16;
+
 /// A running instance. Dropping it kills it with everything in it.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -55,10 +58,11 @@ impl Running {
         waited(&text[..read]).unwrap_or_default()
     }
 
-    /// Whether a thread of its program runs or is ready to run.
+    /// Whether a thread of its program runs or is ready to run. Looks at the first of them only: a program may have hundreds,
+    /// and whoever asks has no time for that.
     pub(crate) fn wants_its_core(&self) -> bool {
         let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.program.as_raw_nonzero())) else { return false };
-        threads.flatten().any(|thread| {
+        threads.flatten().take(THREADS_LOOKED_AT).any(|thread| {
             let stat = std::fs::read_to_string(thread.path().join("stat"));
             stat.is_ok_and(|text| state(&text) == Some('R'))
         })
@@ -77,7 +81,7 @@ impl Running {
 
     /// Gives its threads a class and a core.
     pub(crate) fn place(&self, placement: launcher::Placement) -> Result<usize, runtime::sys::sched::Error> {
-        launcher::place(self.program, placement)
+        self.handle.place(self.program, placement)
     }
 }
 

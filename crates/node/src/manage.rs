@@ -29,10 +29,10 @@ use crate::auth::{Access, Denied, Grant, PathClass};
 use crate::front::today;
 use model::UrlAccess;
 
-use crate::lane::message::Moved;
+use crate::lane::{self, message::Moved};
 use crate::management;
 
-/// Management connections at once; one more is closed unread.
+/// Management connections at once; one more is refused unread.
 const CONNECTIONS_MAX: usize = 256;
 /// Connections that may wait to be taken over.
 pub(crate) const QUEUE_MAX: usize = 256;
@@ -61,7 +61,7 @@ pub(crate) async fn serve(
                         let _ = serve_one(connection, gate).await;
                     });
                 }
-                Some(_) => {}
+                Some(connection) => lane::close_busy(&connection.stream),
                 None => break,
             },
             Some(_) = connections.join_next() => {}

@@ -176,6 +176,24 @@ fn a_guaranteed_instance_that_floods_its_runtime_api_is_replaced() {
 }
 
 #[test]
+fn answers_of_megabytes_of_a_guaranteed_function_arrive_whole_beside_others() {
+    let node = Node::start();
+    let toml = "runtime = \"python\"\nhandler = \"app.run\"\nmemory = \"128MB\"\n[guarantee]\nrate = \"1/s\"\nburst = 2\n\
+                max_run_time = \"1s\"\ncpu = \"0.1\"\nstart_within = \"2s\"\n";
+    let code = "def run(event, context):\n    by_url = 'rawPath' in event\n    text = 'x' * (1_000_000 if by_url else 5_000_000)\n    \
+                return {'statusCode': 201, 'body': text} if by_url else text\n";
+    let output = node.deploy_files("large", toml, &[("app.py", code)]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    node.must_deploy("good", &format!("memory = \"128MB\"\n{GUARANTEED}"));
+    let answer = node.invoke("large", &json!({}));
+    assert_eq!((answer.status, answer.body.as_str().map(str::len)), (200, Some(5_000_000)), "{:?}", answer.error);
+    node.must_serve("good");
+    let (status, _, body) = node.ask("GET", "/fn/large/", "");
+    assert_eq!((status, body.len()), (201, 1_000_000));
+    node.must_serve("good");
+}
+
+#[test]
 fn what_cannot_run_is_refused_at_deploy_in_words() {
     let node = Node::start();
     let refused = |name: &str, toml: &str, files: &[(&str, &str)], words: &str| {

@@ -22,6 +22,7 @@ use super::core::Core;
 use super::instance::{CONNECTIONS_MAX, Held};
 use super::links::Order;
 use super::machine::Machine;
+use super::paced::Paced;
 use crate::instance::{Running, ended_as};
 use crate::invocation::Ending;
 use crate::lambda::invoke;
@@ -63,7 +64,7 @@ pub(super) async fn serve<M: Machine>(
                     tokio::time::sleep(super::ACCEPT_PAUSE).await;
                     continue;
                 };
-                if open.len() < CONNECTIONS_MAX && lane.with(|core| core.asks(instance)).is_ok() {
+                if lane.with(|core| core.asks(instance)).is_ok() && open.len() < CONNECTIONS_MAX {
                     // Small answers must not wait for an acknowledgement of the one before; a socket that refuses the
                     // option still works.
                     let _ = stream.set_nodelay(true);
@@ -77,9 +78,10 @@ pub(super) async fn serve<M: Machine>(
 }
 
 async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream: TcpStream) {
-    let mut connection = Connection::new(stream);
+    let mut connection = Connection::new(Paced::new(stream, lane.for_instances.clone()));
     let Some(id) = lane.with(|core| core.connected(instance)) else { return };
     while let Some(parts) = connection.read_head(&LIMITS).await.ok().flatten() {
+        connection.stream().next_request();
         if lane.with(|core| core.asks(instance)).is_err() {
             break;
         }
@@ -204,6 +206,7 @@ impl<M: Machine> Core<M> {
         let (on, running) = (known.on, known.running.clone());
         let ordered = running.is_some_and(|running| self.links.order(Order::Place { instance, running, on }).is_ok());
         if !ordered && let Some(known) = self.instances.get_mut(&instance) {
+            self.links.tell(instance, "killed: the node could not give it its class in time".to_owned());
             known.kill();
         }
     }

@@ -8,18 +8,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::port::Refusal;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use model::{Class, FunctionKey, InvocationId, LeaseId, Time, UrlAccess};
 use runtime::http1::{After, Connection, Error as WireError, Limits};
 use runtime::sys::clock;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::OwnedPermit;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::Lane;
 use super::machine::Machine;
 use super::message::{Moved, Traffic};
+use super::paced::Paced;
 use crate::auth::sigv4::PayloadHash;
 use crate::auth::{Grant, PathClass};
 use crate::budget::Budget;
@@ -64,12 +67,37 @@ enum Destination {
 struct Wants {
     lease: Option<LeaseId>,
     log: LogType,
-    render: fn(&Answer<'_>, invoke::Outcome) -> Response<Bytes>,
+    render: Render,
+}
+
+/// How a result becomes an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Render {
+    AsInvoke,
+    AsUrl,
+}
+
+/// An answer that takes too long to make on the guaranteed lane.
+pub(crate) struct Rendering {
+    id: InvocationId,
+    trace: String,
+    timing: invoke::Timing,
+    outcome: invoke::Outcome,
+    done: oneshot::Sender<Response<Bytes>>,
+}
+
+impl Rendering {
+    /// Makes the answer and hands it back. Called on the best-effort lane.
+    pub(super) fn make(self) {
+        let answer = Answer { id: self.id, trace: &self.trace, timing: self.timing, log_tail: None };
+        // A client that went away needs no answer.
+        let _ = self.done.send(url::response(&answer, self.outcome));
+    }
 }
 
 struct Client<M> {
     lane: Rc<Lane<M>>,
-    connection: Connection<TcpStream>,
+    connection: Connection<Paced<TcpStream>>,
     peer: SocketAddr,
     manners: Manners,
     idle: Idle,
@@ -113,6 +141,7 @@ impl Default for Manners {
 /// Serves a connection until it closes or moves on.
 pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
     let Ok(stream) = TcpStream::from_std(moved.stream) else { return };
+    let stream = Paced::new(stream, lane.for_clients.clone());
     let connection = Connection::with_buffer(stream, moved.unread);
     let mut client = Client { lane, connection, peer: moved.peer, manners: moved.manners, idle: Idle::new() };
     loop {
@@ -124,7 +153,9 @@ pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
                 return;
             }
             Turn::Move(destination) => {
-                client.leave(destination);
+                if let Some(client) = client.leave(destination) {
+                    client.turn_away().await;
+                }
                 return;
             }
         }
@@ -133,6 +164,7 @@ pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
 
 impl<M: Machine> Client<M> {
     async fn turn(&mut self) -> Turn {
+        self.connection.stream().next_request();
         let since = Instant::now();
         let read = tokio::select! {
             biased;
@@ -213,7 +245,7 @@ impl<M: Machine> Client<M> {
             deadline: invoke.deadline.map(|within| asked.arrived + within),
             ..asked
         };
-        self.run_and_answer(request, &route, Wants { lease: None, log: invoke.log, render: as_invoke }, &trace).await
+        self.run_and_answer(request, &route, Wants { lease: None, log: invoke.log, render: Render::AsInvoke }, &trace).await
     }
 
     /// A function by its URL.
@@ -256,7 +288,7 @@ impl<M: Machine> Client<M> {
         };
         let deadline = deadline.map(|within| asked.arrived + within);
         let request = Request { function: route.key, payload, deadline, ..asked };
-        self.run_and_answer(request, &route, Wants { lease: None, log: LogType::None, render: url::response }, &trace).await
+        self.run_and_answer(request, &route, Wants { lease: None, log: LogType::None, render: Render::AsUrl }, &trace).await
     }
 
     /// Input for a lease.
@@ -286,7 +318,7 @@ impl<M: Machine> Client<M> {
         };
         let (asked, trace) = self.asked(&parts.headers, complete);
         let request = Request { function: route.key, payload, ..asked };
-        let wants = Wants { lease: Some(lease), log: LogType::None, render: as_invoke };
+        let wants = Wants { lease: Some(lease), log: LogType::None, render: Render::AsInvoke };
         self.run_and_answer(request, &route, wants, &trace).await
     }
 
@@ -318,7 +350,10 @@ impl<M: Machine> Client<M> {
         };
         let answer = Answer { id, trace, timing: outcome.timing(), log_tail: tail.as_deref() };
         let response = match outcome.ending {
-            Ending::Ran(ran) => (wants.render)(&answer, ran),
+            Ending::Ran(ran) => match wants.render {
+                Render::AsInvoke => answer.response(ran),
+                Render::AsUrl => self.as_url(&answer, ran).await,
+            },
             Ending::Refused(refusal) => {
                 let error = invoke::refusal(refusal, &route.image.spec.name, &self.lane.front.home, clock::now());
                 let mut response = error.response();
@@ -327,6 +362,22 @@ impl<M: Machine> Client<M> {
             }
         };
         self.answer(response).await
+    }
+
+    /// The answer to a request by URL. A result may be an answer itself, of megabytes: reading that takes milliseconds, which
+    /// the best-effort lane has and the guaranteed lane has not.
+    async fn as_url(&self, answer: &Answer<'_>, outcome: invoke::Outcome) -> Response<Bytes> {
+        let large = matches!(&outcome, invoke::Outcome::Succeeded(payload) if LARGE_BYTES < payload.len());
+        if self.lane.lane() == lanes::Lane::BestEffort || !large {
+            return url::response(answer, outcome);
+        }
+        let (done, made) = oneshot::channel();
+        let rendering = Rendering { id: answer.id, trace: answer.trace.to_owned(), timing: answer.timing, outcome, done };
+        let sent = self.lane.core.borrow().links.other_lane.try_send(Traffic::Render(Box::new(rendering)));
+        match sent {
+            Ok(()) => made.await.unwrap_or_else(|_| busy()),
+            Err(_) => busy(),
+        }
     }
 
     /// Runs a request; `None` when its client went away, which stops it.
@@ -454,20 +505,66 @@ impl<M: Machine> Client<M> {
         }
     }
 
-    /// Sends the connection, with the head just read put back, where it belongs.
-    fn leave(mut self, destination: Destination) {
+    /// Sends the connection, with the head just read put back, where it belongs; stays where too many wait there already.
+    fn leave(mut self, destination: Destination) -> Option<Self> {
+        let (other_lane, management) = {
+            let links = &self.lane.core.borrow().links;
+            (links.other_lane.clone(), links.management.clone())
+        };
+        let place = match destination {
+            Destination::OtherLane => other_lane.try_reserve_owned().ok().map(Place::OtherLane),
+            Destination::Management => management.try_reserve_owned().ok().map(Place::Management),
+        };
+        let Some(place) = place else { return Some(self) };
         let whole = self.connection.unread_head();
         assert!(whole, "invariant: a connection moves before its body is read");
         let (stream, unread) = self.connection.into_parts();
-        let Ok(stream) = stream.into_std() else { return };
-        let moved = Moved { stream, peer: self.peer, unread, manners: self.manners };
-        let core = self.lane.core.borrow();
-        // A full queue on the other side closes the connection: the client sees it and may come again.
-        match destination {
-            Destination::OtherLane => drop(core.links.other_lane.try_send(Traffic::Connection(moved))),
-            Destination::Management => drop(core.links.management.try_send(moved)),
+        // A stream that cannot leave this thread's reactor is broken, and closed.
+        if let Ok(stream) = stream.into_inner().into_std() {
+            let moved = Moved { stream, peer: self.peer, unread, manners: self.manners };
+            match place {
+                Place::OtherLane(place) => drop(place.send(Traffic::Connection(moved))),
+                Place::Management(place) => drop(place.send(moved)),
+            }
         }
+        None
     }
+
+    /// Answers a request that should be served elsewhere, where there is no room for it.
+    async fn turn_away(mut self) {
+        self.refuse(busy()).await;
+        // The other side may be gone already; then there is nothing to close.
+        let _ = timeout(LINGER_WITHIN, self.connection.close()).await;
+    }
+}
+
+/// Room for a connection in the queue of whoever is to serve it.
+enum Place {
+    OtherLane(OwnedPermit<Traffic>),
+    Management(OwnedPermit<Moved>),
+}
+
+/// The answer of a node that has no room for a request; also written as it is where a connection is not even read.
+pub(crate) const BUSY: &str =
+    "{\"Type\":\"Service\",\"code\":\"busy\",\"message\":\"too many connections wait to be served; come again in a second\"}";
+
+fn busy() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from_static(BUSY.as_bytes()));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// Tells a connection that is closed unread why. The answer fits into the empty buffer of its socket, so that nothing waits.
+pub(crate) fn close_busy(mut stream: &std::net::TcpStream) {
+    let length = BUSY.len();
+    let text = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\ncontent-length: {length}\r\n\
+         connection: close\r\n\r\n{BUSY}"
+    );
+    // Nobody is told where the client is gone.
+    let _ = std::io::Write::write(&mut stream, text.as_bytes());
 }
 
 /// Whether a body takes so long to read, check and hash that it must not be done on the guaranteed lane.
@@ -475,10 +572,6 @@ fn is_large(parts: &Parts) -> bool {
     let stated = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     let unstated = parts.headers.contains_key(TRANSFER_ENCODING);
     unstated || stated.is_some_and(|length| LARGE_BYTES < length)
-}
-
-fn as_invoke(answer: &Answer<'_>, outcome: invoke::Outcome) -> Response<Bytes> {
-    answer.response(outcome)
 }
 
 fn large_lease_input() -> Response<Bytes> {

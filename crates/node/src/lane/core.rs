@@ -71,6 +71,8 @@ pub(crate) struct Core<M> {
     excess: Shares<FunctionKey>,
     /// When resting instances were looked at last.
     pub(super) looked_at: Time,
+    /// The last instance that was looked at, where more are to come.
+    pub(super) looked_up_to: InstanceId,
 }
 
 /// Answers a request that no machine gets to see.
@@ -129,6 +131,7 @@ impl<M: Machine> Core<M> {
             warming: Vec::new(),
             excess,
             looked_at: clock::now(),
+            looked_up_to: InstanceId(0),
         }
     }
 
@@ -555,6 +558,7 @@ impl<M: Machine> Core<M> {
         let Some(running) = known.running.clone() else { return };
         if self.links.order(Order::Place { instance, running, on }).is_err() {
             // The class could not be changed in time: what holds a wrong class must not go on.
+            self.links.tell(instance, "killed: the node could not change its class in time".to_owned());
             self.kill(instance);
         }
     }

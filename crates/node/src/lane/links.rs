@@ -18,8 +18,9 @@ use crate::scribe;
 
 /// Invocations and connections that may be on their way from one lane to the other.
 pub(crate) const HAND_OVERS_MAX: u32 = 4_096;
-/// Orders that may wait for the starter.
-pub(crate) const ORDERS_MAX: usize = 1_024;
+/// Orders that may wait for the starter: several for every instance there can be, since one whose class cannot be changed
+/// must be killed.
+pub(crate) const ORDERS_MAX: usize = 8_192;
 /// What the starter is asked to do.
 pub(crate) enum Order {
     Start { instance: InstanceId, image: Arc<Image>, on: Placement },

@@ -12,7 +12,7 @@ use runtime::launcher::Exit;
 use tokio::sync::oneshot;
 
 use super::Usage;
-use super::client::Manners;
+use super::client::{Manners, Rendering};
 use crate::auth::keys::Keys;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::Waiting;
@@ -101,6 +101,8 @@ pub(crate) enum Traffic {
     Forwarded(Box<Waiting>),
     /// The client of a demoted or forwarded invocation went away.
     Abandoned(InvocationId),
+    /// An answer to make for a client of the guaranteed lane.
+    Render(Box<Rendering>),
 }
 
 /// A connection between two threads.

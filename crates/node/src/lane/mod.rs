@@ -12,6 +12,7 @@ mod instance;
 pub(crate) mod links;
 mod machine;
 pub(crate) mod message;
+mod paced;
 pub(crate) mod ration;
 pub(crate) mod watch;
 
@@ -37,12 +38,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinSet, LocalSet};
 
 use self::client::Manners;
+pub(crate) use self::client::close_busy;
 use self::core::Core;
 pub(crate) use self::core::EXCESS_AT_ONCE;
 pub(crate) use self::delays::Delays;
 use self::links::Links;
 pub(crate) use self::machine::Machine;
 use self::message::{Command, Moved, News, Traffic};
+use self::paced::Turns;
 use crate::auth::Access;
 use crate::budget::Budget;
 use crate::front::Front;
@@ -52,11 +55,16 @@ use crate::{lanes, management};
 pub(crate) const PRIORITY: u8 = 70;
 /// The core of the guaranteed lane's thread, in the numbering of admission.
 const FRONT_CORE: u16 = 0;
-/// Connections that one lane holds at once; one more is closed before anything of it is read.
+/// Connections that one lane holds at once; one more is refused before anything of it is read.
 const CONNECTIONS_MAX: usize = 8_192;
 /// Accepts per second, and at once, that the guaranteed lane's admission accounts for.
 pub(crate) const ACCEPTS_PER_SECOND: u32 = 300;
 pub(crate) const ACCEPTS_AT_ONCE: u32 = 4;
+/// Pieces of long requests and answers per second, and at once, that the guaranteed lane moves for clients, and for
+/// instances.
+pub(crate) const CLIENTS_PIECES_PER_SECOND: u32 = 400;
+pub(crate) const INSTANCES_PIECES_PER_SECOND: u32 = 800;
+pub(crate) const PIECES_AT_ONCE: u32 = 4;
 /// The pause after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
@@ -103,9 +111,31 @@ pub(crate) struct Lane<M> {
     front: Arc<Front>,
     access: RefCell<Access>,
     which: lanes::Lane,
+    /// What long requests and answers take of the lane; none where nothing is reserved.
+    for_clients: Option<Turns>,
+    for_instances: Option<Turns>,
 }
 
 impl<M: Machine> Lane<M> {
+    fn new(machine: M, which: lanes::Lane, links: Links, (front, rng): (Arc<Front>, ChaCha12Rng)) -> io::Result<Self> {
+        let turns = |per_second| match which {
+            lanes::Lane::Guaranteed => Some(Rc::new(RefCell::new(Budget::new(per_second, PIECES_AT_ONCE)))),
+            lanes::Lane::BestEffort => None,
+        };
+        Ok(Self {
+            core: RefCell::new(Core::new(machine, which, links, (Arc::clone(&front), rng))),
+            timer: sys::watch(clock::Timer::new()?)?,
+            armed: RefCell::new(None),
+            tasks: RefCell::new(JoinSet::new()),
+            spawned: Notify::new(),
+            access: RefCell::new(front.access()),
+            front,
+            which,
+            for_clients: turns(CLIENTS_PIECES_PER_SECOND),
+            for_instances: turns(INSTANCES_PIECES_PER_SECOND),
+        })
+    }
+
     /// Works on the state and arms the timer for what it wants next.
     fn with<T>(&self, work: impl FnOnce(&mut Core<M>) -> T) -> T {
         let (result, wake) = {
@@ -144,9 +174,10 @@ impl<M: Machine> Lane<M> {
         self.tasks.borrow().len()
     }
 
-    /// Takes in a connection, or closes it where the lane holds too many.
+    /// Takes in a connection, or refuses it where the lane holds too many.
     fn connect(self: &Rc<Self>, moved: Moved) {
         if CONNECTIONS_MAX <= self.tasks() {
+            close_busy(&moved.stream);
             return;
         }
         let lane = Rc::clone(self);
@@ -168,16 +199,7 @@ pub(crate) fn run<M: Machine>(start: Start<M>) -> io::Result<()> {
 async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
     // The guaranteed lane is told to accept; the best-effort lane is handed its connections.
     let mut listener = None;
-    let lane = Rc::new(Lane {
-        core: RefCell::new(Core::new(start.machine, start.lane, start.links, (Arc::clone(&start.front), start.rng))),
-        timer: sys::watch(clock::Timer::new()?)?,
-        armed: RefCell::new(None),
-        tasks: RefCell::new(JoinSet::new()),
-        spawned: Notify::new(),
-        access: RefCell::new(start.front.access()),
-        front: start.front,
-        which: start.lane,
-    });
+    let lane = Rc::new(Lane::new(start.machine, start.lane, start.links, (start.front, start.rng))?);
     let mut inbox = start.inbox;
     let mut accepts = Budget::new(ACCEPTS_PER_SECOND, ACCEPTS_AT_ONCE);
     loop {
@@ -221,6 +243,7 @@ async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
                 Traffic::Connection(moved) => lane.connect(moved),
                 Traffic::Demoted(waiting) => lane.with(|core| core.adopt(*waiting, Class::BestEffort)),
                 Traffic::Forwarded(waiting) => lane.with(|core| core.adopt(*waiting, Class::Guaranteed)),
+                Traffic::Render(rendering) => rendering.make(),
                 Traffic::Abandoned(id) => lane.with(|core| core.abandon_here(id)),
             },
         }

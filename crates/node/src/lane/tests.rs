@@ -88,17 +88,8 @@ pub(super) fn lane_with(
     let (scribe, scribe_out) = mpsc::channel(64);
     let pulses = Arc::new(crate::probe::Pulses::new(0));
     let links = Links { orders, other_lane, management, scribe, records: Box::new(drop), seen_ns: Arc::default(), pulses };
-    let (front, rng) = (front(), ChaCha12Rng::seed_from_u64(7));
-    let lane = Rc::new(Lane {
-        core: RefCell::new(Core::new(Fake { rule: Box::new(rule) }, which, links, (Arc::clone(&front), rng))),
-        timer: sys::watch(clock::Timer::new().unwrap()).unwrap(),
-        armed: RefCell::new(None),
-        tasks: RefCell::new(JoinSet::new()),
-        spawned: Notify::new(),
-        access: RefCell::new(front.access()),
-        front,
-        which,
-    });
+    let machine = Fake { rule: Box::new(rule) };
+    let lane = Rc::new(Lane::new(machine, which, links, (front(), ChaCha12Rng::seed_from_u64(7))).unwrap());
     let outside = Outside { orders: orders_out, other_lane: other_lane_out, management: management_out, scribe: scribe_out };
     (lane, outside)
 }
@@ -231,6 +222,26 @@ fn twelve_functions_that_flood_at_once_get_the_budget_of_one_node() {
         let seconds = u32::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
         let sum: u32 = spent.iter().sum();
         assert!(sum <= EXCESS_AT_ONCE + EXCESS_PER_SECOND / 2 * seconds, "{spent:?}");
+    });
+}
+
+#[test]
+fn a_connection_that_finds_no_room_elsewhere_is_told_so() {
+    on_lane(async || {
+        let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 1, |_, _, _| {});
+        let mut first = client_of(&lane).await;
+        assert_eq!(ask(&mut first, &mut outside, &request("unknown", "", "{}")).await, None);
+        let (mut kept, mut told) = (client_of(&lane).await, client_of(&lane).await);
+        kept.write_all(request("unknown", "", "{}").as_bytes()).await.unwrap();
+        told.write_all(request("unknown", "", "{}").as_bytes()).await.unwrap();
+        // One of the two found room, whichever came first; the other hears why not.
+        let (mut a, mut b) = ([0; 512], [0; 512]);
+        let answer = tokio::select! {
+            count = kept.read(&mut a) => a[..count.unwrap()].to_vec(),
+            count = told.read(&mut b) => b[..count.unwrap()].to_vec(),
+        };
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
     });
 }
 

@@ -77,6 +77,14 @@ impl Handle {
         self.program.kill()?;
         self.init.kill()
     }
+
+    /// Gives all threads of the program a class and cores, as [`place`] does, unless it is dead: its id may be another's then.
+    pub fn place(&self, program: Pid, placement: Placement) -> Result<usize, sched::Error> {
+        if self.program.is_dead() {
+            return Err(sched::Error::Dead { process: program.as_raw_nonzero().get() });
+        }
+        place(program, placement)
+    }
 }
 
 impl Drop for Handle {

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use rustix::time::Timespec;
@@ -64,6 +65,14 @@ impl Pidfd {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Whether the process is dead, its child or not. A descriptor that cannot be asked counts as dead.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&at_once))).map_or(true, |ready| 0 < ready)
     }
 
     /// Reaps a child of this process if it is dead. Never blocks.
@@ -353,8 +362,10 @@ mod tests {
         let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pidfd = Pidfd::open(Pid::from_child(&child)).unwrap();
         assert_eq!(pidfd.reap().unwrap(), None);
+        assert!(!pidfd.is_dead());
         pidfd.kill().unwrap();
         assert_eq!(pidfd.wait().unwrap(), Death::Signalled { signal: libc::SIGKILL });
+        assert!(pidfd.is_dead());
         pidfd.kill().unwrap();
     }
 

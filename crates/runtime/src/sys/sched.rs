@@ -24,6 +24,8 @@ pub enum Error {
     Cores { thread: i32, cores: Vec<u16>, source: io::Error },
     #[error("cannot list the threads of process {process}")]
     Threads { process: i32, source: io::Error },
+    #[error("process {process} is dead; its id may be another's")]
+    Dead { process: i32 },
     #[error("process {process} kept starting threads while its class was changed, {rounds} rounds")]
     Unsettled { process: i32, rounds: u32 },
 }
