@@ -44,7 +44,7 @@ use crate::starter::{self, Ends, Kit, NETWORKS_MAX, NetworkKit, NetworkOrder};
 use crate::starts::{self, Limits, Nursery};
 use crate::store::Sqlite;
 use crate::threads::Threads;
-use crate::{backup, manage, scribe};
+use crate::{backup, manage, runtime_cost, scribe};
 
 /// News that may wait for a lane.
 const NEWS_MAX: usize = 4_096;
@@ -123,9 +123,11 @@ impl Node {
         let to_lanes = [guaranteed.traffic.0.clone(), best_effort.traffic.0.clone()];
         let [to_guaranteed, to_best_effort] = to_lanes;
         let starter = common.starter_ends(guaranteed_orders, &guaranteed);
-        let wide = self.start_starter(&mut threads, Lane::Guaranteed, starter, &common)?;
+        let (wide, costs) = self.start_starter(&mut threads, Lane::Guaranteed, starter, &common)?;
         let starter = common.starter_ends(best_effort_orders, &best_effort);
-        let narrow = self.start_starter(&mut threads, Lane::BestEffort, starter, &common)?;
+        let (narrow, _) = self.start_starter(&mut threads, Lane::BestEffort, starter, &common)?;
+        let (runtime_costs, unmeasured) = costs.expect("invariant: the guaranteed lane's starter measures");
+        missing.extend(unmeasured);
         if let Some(reason) = &wide.no_real_time {
             self.classes = Classes::Ordinary;
             self.capacity.level = Level::Soft;
@@ -158,6 +160,7 @@ impl Node {
             logs: logs_out,
             seen_ns,
             limits,
+            runtime_costs,
             missing: missing.into_iter().collect(),
         };
         let Life { runtime, stop } = life;
@@ -275,7 +278,7 @@ impl Node {
     }
 
     /// Starts a lane's starter with its launcher. Returns what the launcher can hold.
-    fn start_starter(&self, threads: &mut Threads, which: Lane, ends: Ends, common: &Common) -> Result<Standing, Error> {
+    fn start_starter(&self, threads: &mut Threads, which: Lane, ends: Ends, common: &Common) -> Result<Made, Error> {
         let nursery = match (which, self.classes) {
             (Lane::Guaranteed, Classes::RealTime) => Some(Nursery::new(Arc::clone(&common.limits), self.cores.clone())),
             (Lane::Guaranteed, Classes::Ordinary) | (Lane::BestEffort, _) => None,
@@ -294,20 +297,24 @@ impl Node {
         };
         let name = format!("starter-{}", name_of(which));
         let (told, standing) = std::sync::mpsc::sync_channel(1);
-        let kit = Arc::clone(&common.kit);
+        let (kit, data) = (Arc::clone(&common.kit), self.data.clone());
         let started = threads.start_async(&name, move || async move {
-            let (client, service, nursery) = match launcher::spawn(&options) {
-                Ok((client, service, standing)) => {
-                    let nursery = nursery.filter(|_| standing.no_real_time.is_none());
-                    // The node waits for this answer.
-                    let _ = told.send(Ok(standing));
-                    (client, service, nursery)
-                }
+            let (client, service, standing) = match launcher::spawn(&options) {
+                Ok(spawned) => spawned,
                 Err(error) => {
                     let _ = told.send(Err(error));
                     return Ok(());
                 }
             };
+            let nursery = nursery.filter(|_| standing.no_real_time.is_none());
+            let service = service.run();
+            tokio::pin!(service);
+            let measured = tokio::select! {
+                error = &mut service => return Err(error.to_string()),
+                costs = measure_runtimes(which, (&client, &kit), &data) => costs,
+            };
+            // The node waits for this answer.
+            let _ = told.send(Ok((standing, measured)));
             if nursery.is_some() {
                 let class = sched::Class::Fifo { priority: starts::MAKER_PRIORITY };
                 sched::set_current(class).map_err(|error| error.to_string())?;
@@ -318,6 +325,20 @@ impl Node {
         let standing =
             standing.recv().map_err(|_| Error::Ended { name, reason: "it ended before its launcher answered".to_owned() })?;
         standing.map_err(|source| Error::Launcher { source })
+    }
+}
+
+/// What a launcher can hold and, from the guaranteed lane's, what runtimes cost, with what could not be measured.
+type Made = (Standing, Option<(runtime_cost::Costs, Vec<String>)>);
+
+async fn measure_runtimes(
+    which: Lane,
+    (client, kit): (&launcher::Client, &Kit),
+    data: &std::path::Path,
+) -> Option<(runtime_cost::Costs, Vec<String>)> {
+    match which {
+        Lane::Guaranteed => Some(runtime_cost::measure(client, kit, data).await),
+        Lane::BestEffort => None,
     }
 }
 
@@ -390,6 +411,7 @@ struct Serving<'a> {
     /// The largest dispatch delay beyond S that no gap explains, nanoseconds.
     seen_ns: Arc<AtomicU64>,
     limits: Arc<Limits>,
+    runtime_costs: runtime_cost::Costs,
     missing: Vec<String>,
 }
 
@@ -471,9 +493,9 @@ impl Serving<'_> {
             costs: control::Costs {
                 cold_start_least: COLD_START_LEAST,
                 recycle: Duration::from_millis(1),
-                python: Duration::from_micros(300),
-                nodejs: Duration::from_micros(300),
-                provided: Duration::from_micros(300),
+                python: self.runtime_costs.python,
+                nodejs: self.runtime_costs.nodejs,
+                provided: self.runtime_costs.provided,
             },
             install_limit: Duration::from_secs(60),
             code_grace: model::FunctionSpec::MAX_TIMEOUT,

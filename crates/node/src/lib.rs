@@ -34,6 +34,7 @@ mod keyring;
 mod lane;
 mod manage;
 mod probe;
+mod runtime_cost;
 mod scribe;
 pub mod serve;
 mod starter;

@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use runtime::bootstrap;
 use runtime::environment::{self, Credentials, Initialization};
 use runtime::forward::{self, Policy};
 use runtime::host::Grant;
-use runtime::launcher::{self, Client, Launch, Service};
+use runtime::launcher::{self, Client, Launch};
 use runtime::sandbox::{self, BOOTSTRAP as CLIENTS, CODE, Interpreter, Network};
 use runtime::sys::clock;
 use tokio::sync::{mpsc, oneshot};
@@ -81,7 +82,7 @@ pub(crate) struct Ends {
 
 /// Serves a lane's orders until its queue closes or the launcher is gone. Without a nursery every start is of ordinary class.
 pub(crate) async fn run(
-    (client, service): (Client, Service),
+    (client, mut service): (Client, Pin<&mut impl Future<Output = io::Error>>),
     (kit, nursery): (Arc<Kit>, Option<Nursery>),
     mut ends: Ends,
 ) -> io::Result<()> {
@@ -89,8 +90,6 @@ pub(crate) async fn run(
     let nursery = Arc::new(nursery);
     let mut work = JoinSet::new();
     let mut starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
-    let service = service.run();
-    tokio::pin!(service);
     loop {
         tokio::select! {
             error = &mut service => return Err(error),
@@ -189,7 +188,7 @@ async fn start(
 }
 
 impl Kit {
-    fn launch(&self, instance: InstanceId, image: &Image, on: Placement) -> Result<Launch, StartFailure> {
+    pub(crate) fn launch(&self, instance: InstanceId, image: &Image, on: Placement) -> Result<Launch, StartFailure> {
         let runtime = image.spec.runtime;
         let program = bootstrap::program(runtime, Path::new(CLIENTS), Path::new(CODE));
         let program = program.to_string_lossy().into_owned();
