@@ -142,6 +142,8 @@ async fn one(
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted.map_err(|error| text(&error))?;
+                // Two small answers in a row would wait for an acknowledgement; a socket that refuses the option still works.
+                let _ = stream.set_nodelay(true);
                 let (trial, id) = (Rc::clone(&trial), ConnectionId(connections.len() as u64));
                 connections.spawn_local(async move { trial.serve(stream, id).await });
             }
