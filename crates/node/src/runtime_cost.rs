@@ -33,6 +33,8 @@ use crate::starter::Kit;
 const WARM_UP: u32 = 20;
 const ROUNDS: u32 = 100;
 const WITHIN: Duration = Duration::from_secs(3);
+/// Nothing is charged less: the measured invocations follow each other, and find caches warm that later ones will not.
+const LEAST: Duration = Duration::from_micros(200);
 /// What is charged where nothing could be measured: more than any runtime needed so far.
 const UNMEASURED: Duration = Duration::from_millis(1);
 /// What an executable of unknown make is charged at least, until what it uses is seen.
@@ -41,7 +43,7 @@ const LIMITS: Limits = Limits { head_bytes: api::MAX_HEAD_BYTES, headers: 100 };
 const FILE: &str = "runtime-costs.json";
 const FOLDER: &str = "runtime-costs";
 
-/// CPU per invocation around the handler, with a margin of a half.
+/// CPU per invocation around the handler, with a margin of a half, and at least [`LEAST`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Costs {
     pub(crate) python: Duration,
@@ -73,7 +75,7 @@ pub(crate) async fn measure(client: &Client, kit: &Kit, data: &Path) -> (Costs, 
             Some(ns) => Some(Duration::from_nanos(*ns)),
             None => match tokio::time::timeout(WITHIN, one(client, kit, (runtime, handler), data)).await {
                 Ok(Ok(mean)) => {
-                    let cost = mean * 3 / 2;
+                    let cost = (mean * 3 / 2).max(LEAST);
                     known.insert(key, u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX));
                     Some(cost)
                 }
