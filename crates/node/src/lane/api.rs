@@ -205,9 +205,11 @@ impl<M: Machine> Core<M> {
         }
         let (on, running) = (known.on, known.running.clone());
         let ordered = running.is_some_and(|running| self.links.order(Order::Place { instance, running, on }).is_ok());
-        if !ordered && let Some(known) = self.instances.get_mut(&instance) {
-            self.links.tell(instance, "killed: the node could not give it its class in time".to_owned());
-            known.kill();
+        if !ordered {
+            self.tell(instance, "killed: the node could not give it its class in time".to_owned());
+            if let Some(known) = self.instances.get_mut(&instance) {
+                known.kill();
+            }
         }
     }
 

@@ -558,7 +558,7 @@ impl<M: Machine> Core<M> {
         let Some(running) = known.running.clone() else { return };
         if self.links.order(Order::Place { instance, running, on }).is_err() {
             // The class could not be changed in time: what holds a wrong class must not go on.
-            self.links.tell(instance, "killed: the node could not change its class in time".to_owned());
+            self.tell(instance, "killed: the node could not change its class in time".to_owned());
             self.kill(instance);
         }
     }
