@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use engine::{reserved, shared};
 use journal::record::{NodeStarted, Record};
-use model::{InvocationId, Level, Time};
+use model::{InvocationId, Time};
 use plan::admission::NodeCapacity;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use runtime::environment::Credentials;
 use runtime::host::Grant;
-use runtime::launcher::{self, Standing};
+use runtime::launcher::{self, Serves, Standing};
 use runtime::sandbox::{self, Language};
 use runtime::sys::{clock, sched};
 use runtime::{bootstrap, package};
@@ -40,11 +40,11 @@ use crate::probe::{Gap, Probes, Pulses};
 use crate::recorder::{self, Health};
 use crate::registry::State;
 use crate::serve::{Error, Life, Options, Ready, Stop};
-use crate::starter::{self, Ends, Kit, NETWORKS_MAX, NetworkKit, NetworkOrder};
+use crate::starter::{self, Ends, Kit, NETWORKS_MAX, NetworkKit, NetworkOrder, Shares};
 use crate::starts::{self, Limits, Nursery};
 use crate::store::Sqlite;
 use crate::threads::Threads;
-use crate::{backup, manage, runtime_cost, scribe};
+use crate::{backup, calibrate, capacity, manage, runtime_cost, scribe};
 
 /// News that may wait for a lane.
 const NEWS_MAX: usize = 4_096;
@@ -128,12 +128,18 @@ impl Node {
         let (narrow, _) = self.start_starter(&mut threads, Lane::BestEffort, starter, &common)?;
         let (runtime_costs, unmeasured) = costs.expect("invariant: the guaranteed lane's starter measures");
         missing.extend(unmeasured);
-        if let Some(reason) = &wide.no_real_time {
-            self.classes = Classes::Ordinary;
-            self.capacity.level = Level::Soft;
-            missing.insert(format!("instances cannot be of real-time class ({reason}): guarantees are `soft`"));
+        if let (Some(reason), Classes::RealTime) = (&wide.no_real_time, self.classes) {
+            missing.insert(format!(
+                "real-time class of instances: {reason}; guarantees are given at level soft only; give the cpu group rt_runtime"
+            ));
+            self.degrade()?;
         }
-        missing.extend([wide, narrow].into_iter().filter_map(|standing| standing.no_groups).map(|reason| {
+        if self.classes == Classes::Ordinary && wide.no_cpu_groups.is_none() {
+            self.capacity.quota_tick = Some(capacity::QUOTA_TICK);
+        }
+        // What the machine does not give at all was said already.
+        let told = missing.iter().any(|text| text.starts_with("memory:"));
+        missing.extend([wide, narrow].into_iter().filter_map(|standing| standing.no_groups.filter(|_| !told)).map(|reason| {
             format!("no control groups ({reason}): memory and processes of instances are limited per process; run as root or delegate a group")
         }));
         let mut evidence = self.start_recorder()?;
@@ -176,6 +182,14 @@ impl Node {
             Health::Failing { error, .. } => Err(Error::Ended { name: "recorder".to_owned(), reason: error }),
             Health::Stopped => Err(Error::Ended { name: "recorder".to_owned(), reason: "it ended before the node".to_owned() }),
         })
+    }
+
+    /// Goes on without real-time classes. What was measured with them says nothing then: it is measured again.
+    fn degrade(&mut self) -> Result<(), Error> {
+        self.classes = Classes::Ordinary;
+        self.measured = calibrate::measure(&self.cores, self.classes).map_err(|source| Error::Measure { source })?;
+        self.capacity = capacity::of(&self.cores, self.classes, &self.measured, self.options.memory);
+        Ok(())
     }
 
     fn opening(&self) -> Result<NodeStarted, Error> {
@@ -273,7 +287,7 @@ impl Node {
 
     /// What best-effort instances may hold: what guarantees cannot reserve, less a tenth for the node itself.
     fn best_effort_memory(&self) -> u64 {
-        let machine = crate::capacity::machine_memory();
+        let machine = capacity::machine_memory();
         machine.saturating_sub(self.capacity.memory).saturating_sub(machine / 10)
     }
 
@@ -293,11 +307,15 @@ impl Node {
                     Lane::Guaranteed => 0,
                     Lane::BestEffort => users,
                 },
+            serves: match which {
+                Lane::Guaranteed => Serves::Guaranteed,
+                Lane::BestEffort => Serves::BestEffort,
+            },
             priority: nursery.as_ref().map(|_| starts::MAKER_PRIORITY),
         };
         let name = format!("starter-{}", name_of(which));
         let (told, standing) = std::sync::mpsc::sync_channel(1);
-        let (kit, data) = (Arc::clone(&common.kit), self.data.clone());
+        let (kit, data, classes) = (Arc::clone(&common.kit), self.data.clone(), self.classes);
         let started = threads.start_async(&name, move || async move {
             let (client, service, standing) = match launcher::spawn(&options) {
                 Ok(spawned) => spawned,
@@ -307,6 +325,7 @@ impl Node {
                 }
             };
             let nursery = nursery.filter(|_| standing.no_real_time.is_none());
+            let classes = if standing.no_real_time.is_none() { classes } else { Classes::Ordinary };
             let service = service.run();
             tokio::pin!(service);
             let measured = tokio::select! {
@@ -314,12 +333,13 @@ impl Node {
                 costs = measure_runtimes(which, (&client, &kit), &data) => costs,
             };
             // The node waits for this answer.
+            let shares = Shares { classes, costs: measured.as_ref().map(|(costs, _)| *costs) };
             let _ = told.send(Ok((standing, measured)));
             if nursery.is_some() {
                 let class = sched::Class::Fifo { priority: starts::MAKER_PRIORITY };
                 sched::set_current(class).map_err(|error| error.to_string())?;
             }
-            starter::run((client, service), (kit, nursery), ends).await.map_err(|error| error.to_string())
+            starter::run((client, service), (kit, nursery, shares), ends).await.map_err(|error| error.to_string())
         });
         started.map_err(|source| Error::Thread { source })?;
         let standing =

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{Burst, Level, Rate};
+use model::{Burst, Guarantee, Level, Rate};
 use plan::admission::{Budgeted, NodeCapacity, Periodic};
 use runtime::sys::sched::{self, Throttle};
 
@@ -22,6 +22,8 @@ const INSTANCES_MAX: u32 = 1_024;
 const PROBE: Periodic = Periodic { cost: Duration::from_micros(10), period: Duration::from_millis(1) };
 /// One switch between threads, cache effects included.
 const CONTEXT_SWITCH: Duration = Duration::from_micros(5);
+/// How late the kernel notices that a quota is used up: a tick at 250 Hz.
+pub(crate) const QUOTA_TICK: Duration = Duration::from_millis(4);
 /// One accept with the first look at its connection. The first request on it may be answered before anything is charged, so
 /// that it counts like an invocation beside this.
 const ACCEPT_COST: Duration = Duration::from_micros(60);
@@ -66,6 +68,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         tick: PROBE,
         context_switch: CONTEXT_SWITCH,
         overshoot: watch::SAMPLING,
+        quota_tick: None,
         tolerance: measured.tolerance,
         real_time_per_second: real_time_per_second(),
         starts_per_second: starts::LEAST,
@@ -82,6 +85,11 @@ fn budgeted(per_second: u32, at_once: u32, cost: Duration) -> Budgeted {
     let rate = Rate::per_second(u64::from(per_second)).expect("invariant: budgets allow something, and less than a million");
     let burst = Burst::new(at_once).expect("invariant: budgets allow a few at once");
     Budgeted { rate, burst, cost }
+}
+
+/// What admission charges an invocation on these terms of a runtime that costs this.
+pub(crate) fn charged(terms: &Guarantee, runtime_cost: Duration) -> Duration {
+    terms.cpu_budget().saturating_add(runtime_cost + watch::SAMPLING + CONTEXT_SWITCH * 2)
 }
 
 /// What the kernel lets real-time threads use of a core in a second; its default where it does not say.

@@ -25,9 +25,10 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::assemble::error_line;
+use crate::calibrate::Classes;
 use crate::code::CodeId;
 use crate::lanes::Image;
-use crate::starter::Kit;
+use crate::starter::{Kit, Shares};
 
 /// Invocations before those that count: a runtime compiles and caches at first.
 const WARM_UP: u32 = 20;
@@ -135,7 +136,8 @@ async fn one(
         format!("name = \"measured\"\nruntime = \"{runtime}\"\nhandler = \"main.handler\"\n[network]\noutbound = \"none\"\n");
     let spec = model::config::parse(&spec).map_err(|error| text(&error))?;
     let image = Image { spec, version: Version(1), code, code_sha256: String::new() };
-    let launch = kit.launch(InstanceId(0), &image, Placement::BestEffort).map_err(|error| text(&error))?;
+    let shares = Shares { classes: Classes::Ordinary, costs: None };
+    let launch = kit.launch(InstanceId(0), &image, (Placement::BestEffort, shares)).map_err(|error| text(&error))?;
     let started = client.start(&launch).await.map_err(|error| text(&error))?;
     let listener = started.listener.try_clone().and_then(TcpListener::from_std).map_err(|error| text(&error))?;
     let trial = Rc::new(Trial { meter: started.cpu_meter(), state: RefCell::default(), over: Notify::new() });

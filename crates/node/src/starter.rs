@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::port::Placement;
-use model::{InstanceId, Outbound, Runtime};
+use model::{FunctionSpec, InstanceId, Outbound, Runtime};
+use plan::quota::Quota;
 use runtime::bootstrap;
 use runtime::environment::{self, Credentials, Initialization};
 use runtime::forward::{self, Policy};
@@ -26,11 +27,13 @@ use tokio::task::JoinSet;
 
 use crate::budget::Budget;
 use crate::calibrate::Classes;
+use crate::capacity;
 use crate::instance::{Running, StartFailure};
 use crate::lambda::Home;
 use crate::lane::links::Order;
 use crate::lane::message::News;
 use crate::lanes::Image;
+use crate::runtime_cost::Costs;
 use crate::scribe;
 use crate::starts::{Nursery, Standing};
 
@@ -83,10 +86,10 @@ pub(crate) struct Ends {
 /// Serves a lane's orders until its queue closes or the launcher is gone. Without a nursery every start is of ordinary class.
 pub(crate) async fn run(
     (client, mut service): (Client, Pin<&mut impl Future<Output = io::Error>>),
-    (kit, nursery): (Arc<Kit>, Option<Nursery>),
+    (kit, nursery, shares): (Arc<Kit>, Option<Nursery>, Shares),
     mut ends: Ends,
 ) -> io::Result<()> {
-    let classes = if nursery.is_some() { Classes::RealTime } else { Classes::Ordinary };
+    let classes = shares.classes;
     let nursery = Arc::new(nursery);
     let mut work = JoinSet::new();
     let mut starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
@@ -106,7 +109,7 @@ pub(crate) async fn run(
                     work.spawn(async move {
                         tokio::time::sleep(wait).await;
                         let nursed = Nursed::begin(nursery.as_ref().as_ref(), on);
-                        let started = start(&client, &kit, (instance, &image, on), nursed.as_ref(), (&scribe, &networks)).await;
+                        let started = start(&client, &kit, (instance, &image, on, shares), nursed.as_ref(), (&scribe, &networks)).await;
                         match started {
                             Ok((running, told)) => {
                                 let watched = Arc::downgrade(&running);
@@ -122,7 +125,14 @@ pub(crate) async fn run(
                     });
                 }
                 Some(Order::Place { instance, running, on }) => {
-                    match running.serve_as(kit.placement(on, classes)) {
+                    let placed = match (on, classes) {
+                        // Of ordinary class it is already; its core and its quota go on to bound what it takes.
+                        (Placement::BestEffort, Classes::Ordinary) => Ok(0),
+                        (Placement::RealTime { .. }, _) | (Placement::BestEffort, Classes::RealTime) => {
+                            running.serve_as(kit.placement(on, classes))
+                        }
+                    };
+                    match placed {
                         Ok(_) => drop(ends.news.send(News::Placed { instance }).await),
                         // An instance that cannot have its class must not be used; its death is told by itself.
                         Err(_) => running.kill(),
@@ -155,11 +165,11 @@ impl<'a> Nursed<'a> {
 async fn start(
     client: &Client,
     kit: &Kit,
-    (instance, image, on): (InstanceId, &Image, Placement),
+    (instance, image, on, shares): (InstanceId, &Image, Placement, Shares),
     nursed: Option<&Nursed<'_>>,
     (scribe, networks): (&mpsc::Sender<scribe::Order>, &mpsc::Sender<NetworkOrder>),
 ) -> Result<(Arc<Running>, News), StartFailure> {
-    let mut launch = kit.launch(instance, image, on)?;
+    let mut launch = kit.launch(instance, image, (on, shares))?;
     if let Some(Nursed { nursery, core, standing }) = nursed {
         launch.placement = nursery.placement(*core, *standing);
     }
@@ -188,7 +198,13 @@ async fn start(
 }
 
 impl Kit {
-    pub(crate) fn launch(&self, instance: InstanceId, image: &Image, on: Placement) -> Result<Launch, StartFailure> {
+    pub(crate) fn launch(
+        &self,
+        instance: InstanceId,
+        image: &Image,
+        (on, shares): (Placement, Shares),
+    ) -> Result<Launch, StartFailure> {
+        let classes = shares.classes;
         let runtime = image.spec.runtime;
         let program = bootstrap::program(runtime, Path::new(CLIENTS), Path::new(CODE));
         let program = program.to_string_lossy().into_owned();
@@ -210,9 +226,15 @@ impl Kit {
             memory: image.spec.memory,
             pids: launcher::PIDS_DEFAULT,
             tmp_bytes: launcher::TMP_BYTES_DEFAULT,
-            // The class it serves with comes once it is ready: a start at that one would be in the way of others.
-            placement: self.placement(on, Classes::Ordinary),
-            quota: None,
+            placement: match (on, classes) {
+                // The class it serves with comes once it is ready: a start at that one would be in the way of others.
+                (Placement::RealTime { core, .. }, Classes::RealTime) => launcher::Placement::Pinned { core: self.cpu(core) },
+                (Placement::RealTime { .. }, Classes::Ordinary) | (Placement::BestEffort, _) => self.placement(on, classes),
+            },
+            quota: match (on, classes) {
+                (Placement::RealTime { .. }, Classes::Ordinary) => shares.quota(&image.spec),
+                (Placement::RealTime { .. }, Classes::RealTime) | (Placement::BestEffort, _) => None,
+            },
             network: match (&image.spec.outbound, &self.network.given) {
                 (Outbound::None, _) | (Outbound::Unstated, Grant::No { .. }) => Network::Loopback,
                 (Outbound::All | Outbound::Only(_), _) | (Outbound::Unstated, Grant::Yes) => Network::Tun,
@@ -252,13 +274,16 @@ impl Kit {
     }
 
     /// Admission numbers the cores it may use from 0; the kernel has its own numbers.
+    fn cpu(&self, core: u16) -> u16 {
+        self.cores.get(usize::from(core)).copied().unwrap_or(core)
+    }
+
     fn placement(&self, on: Placement, classes: Classes) -> launcher::Placement {
-        let cpu = |core: u16| self.cores.get(usize::from(core)).copied().unwrap_or(core);
         match (on, classes) {
             (Placement::RealTime { core, priority }, Classes::RealTime) => {
-                launcher::Placement::RealTime { core: cpu(core), priority }
+                launcher::Placement::RealTime { core: self.cpu(core), priority }
             }
-            (Placement::RealTime { core, .. }, Classes::Ordinary) => launcher::Placement::Pinned { core: cpu(core) },
+            (Placement::RealTime { core, .. }, Classes::Ordinary) => launcher::Placement::Weighted { core: self.cpu(core) },
             (Placement::BestEffort, _) => launcher::Placement::BestEffort,
         }
     }
@@ -266,6 +291,30 @@ impl Kit {
     fn policy(&self, outbound: Outbound) -> Policy {
         let (resolver, network) = (sandbox::TUN_RESOLVER, &self.network);
         Policy::new(outbound, resolver, network.upstream, network.own, forward::is_this_machine)
+    }
+}
+
+/// How the instances of guaranteed functions get their CPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    pub(crate) classes: Classes,
+    /// What runtimes cost around a handler; `None` where no instance has a guarantee.
+    pub(crate) costs: Option<Costs>,
+}
+
+impl Shares {
+    /// The CPU share of a guaranteed function as a quota on its instances: what admission charges an invocation, in its run
+    /// time.
+    fn quota(&self, spec: &FunctionSpec) -> Option<launcher::Quota> {
+        let costs = self.costs?;
+        let terms = spec.guarantee.as_ref()?.resolve(spec.timeout).ok()?;
+        let cost = match spec.runtime {
+            Runtime::Python => costs.python,
+            Runtime::NodeJs => costs.nodejs,
+            Runtime::Provided => costs.provided,
+        };
+        let Quota { runtime, period } = Quota::new(capacity::charged(&terms, cost), terms.max_run_time)?;
+        Some(launcher::Quota { runtime, period })
     }
 }
 

@@ -7,6 +7,7 @@ pub mod admission;
 pub mod burst;
 pub mod flow;
 pub mod instances;
+pub mod quota;
 mod ratio;
 pub mod required_rate;
 pub mod response;

@@ -3,8 +3,8 @@
 //! Groups lie at `OWN/NAME/CLASS/INSTANCE` in every hierarchy in use, OWN being the group this process is in. On v2 a group
 //! with processes may have no limited children, so this process and its parent first move to the leaf `OWN/takt-daemon`; a
 //! group shared with strangers is left alone and the top group used instead.
-//! With the v1 cpu hierarchy guaranteed instances get no cpu group: under `CONFIG_RT_GROUP_SCHED` a new one grants no
-//! real-time class, and their CPU time is governed by admission.
+//! With the v1 cpu hierarchy guaranteed instances of real-time class get no cpu group: under `CONFIG_RT_GROUP_SCHED` a new one
+//! grants no real-time class, and their CPU time is governed by admission.
 
 use std::fs;
 use std::io;
@@ -14,6 +14,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
+use crate::launcher::Serves;
+
 /// Where systems mount their control groups.
 pub const ROOT: &str = "/sys/fs/cgroup";
 /// The leaf that v2 needs for processes of a group with limited children.
@@ -22,6 +24,9 @@ const DAEMON_LEAF: &str = "takt-daemon";
 const BEST_EFFORT_SHARES: u32 = 204;
 /// The same as a v2 weight, against 100.
 const BEST_EFFORT_WEIGHT: u32 = 20;
+/// Shares and weight of all guaranteed instances of ordinary class together.
+const GUARANTEED_SHARES: u32 = 4096;
+const GUARANTEED_WEIGHT: u32 = 400;
 /// Rounds of killing before a group counts as unkillable.
 const KILL_ROUNDS_MAX: u32 = 50;
 
@@ -79,6 +84,8 @@ enum Format {
 pub enum Cpu {
     /// Governed by class and admission.
     Guaranteed,
+    /// Of ordinary class: a high weight, all such instances together, and optionally a bound.
+    Weighted { quota: Option<Quota> },
     /// A low weight, all best-effort instances together, and optionally a bound.
     BestEffort { quota: Option<Quota> },
 }
@@ -242,11 +249,26 @@ impl Groups {
             hierarchies.push(hierarchy);
         }
         for controller in [Controller::Memory, Controller::Pids] {
-            if !hierarchies.iter().any(|hierarchy| hierarchy.controllers.contains(&controller)) {
+            if !hierarchies.iter().any(|hierarchy: &Hierarchy| hierarchy.controllers.contains(&controller)) {
                 return Err(Error::NoController { controller: controller.name(), root: PathBuf::from(ROOT) });
             }
         }
         Ok(Self { hierarchies })
+    }
+
+    /// Weighs all groups together against the daemon and other programs.
+    pub fn weigh(&self, serves: Serves) -> Result<(), Error> {
+        let (shares, weight) = match serves {
+            Serves::Guaranteed => (GUARANTEED_SHARES, GUARANTEED_WEIGHT),
+            Serves::BestEffort => (BEST_EFFORT_SHARES, BEST_EFFORT_WEIGHT),
+        };
+        self.hierarchies.iter().try_for_each(|hierarchy| hierarchy.weigh(&hierarchy.base, shares, weight))
+    }
+
+    /// Whether groups here govern this resource.
+    #[must_use]
+    pub fn govern(&self, controller: Controller) -> bool {
+        self.hierarchies.iter().any(|hierarchy| hierarchy.controllers.contains(&controller))
     }
 
     /// Creates an instance's group with its limits. Removes what it made when a step does not work.
@@ -283,21 +305,26 @@ impl Hierarchy {
         if self.format == Format::V2 {
             enable(&self.base, &self.controllers)?;
         }
-        for cpu in [Cpu::Guaranteed, Cpu::BestEffort { quota: None }] {
+        for cpu in [Cpu::Guaranteed, Cpu::Weighted { quota: None }, Cpu::BestEffort { quota: None }] {
             let Some(class) = self.class_directory(cpu) else { continue };
             create(&class)?;
             if self.format == Format::V2 {
                 enable(&class, &self.controllers)?;
             }
         }
-        if self.controllers.contains(&Controller::Cpu) {
-            let class = self.base.join("best-effort");
-            match self.format {
-                Format::V1 => write(&class.join("cpu.shares"), &BEST_EFFORT_SHARES.to_string())?,
-                Format::V2 => write(&class.join("cpu.weight"), &BEST_EFFORT_WEIGHT.to_string())?,
-            }
+        self.weigh(&self.base.join("guaranteed"), GUARANTEED_SHARES, GUARANTEED_WEIGHT)?;
+        self.weigh(&self.base.join("best-effort"), BEST_EFFORT_SHARES, BEST_EFFORT_WEIGHT)
+    }
+
+    /// Gives the directory of a class its weight, where this hierarchy governs CPU.
+    fn weigh(&self, class: &Path, shares: u32, weight: u32) -> Result<(), Error> {
+        if !self.controllers.contains(&Controller::Cpu) {
+            return Ok(());
         }
-        Ok(())
+        match self.format {
+            Format::V1 => write(&class.join("cpu.shares"), &shares.to_string()),
+            Format::V2 => write(&class.join("cpu.weight"), &weight.to_string()),
+        }
     }
 
     /// Where groups of this kind of instance lie; `None` where they get none.
@@ -305,7 +332,7 @@ impl Hierarchy {
         let real_time_barred = self.format == Format::V1 && self.controllers.contains(&Controller::Cpu);
         match cpu {
             Cpu::Guaranteed if real_time_barred => None,
-            Cpu::Guaranteed => Some(self.base.join("guaranteed")),
+            Cpu::Guaranteed | Cpu::Weighted { .. } => Some(self.base.join("guaranteed")),
             Cpu::BestEffort { .. } => Some(self.base.join("best-effort")),
         }
     }
@@ -337,7 +364,7 @@ impl Part {
     }
 
     fn limit_cpu(&self, cpu: Cpu, format: Format) -> Result<(), Error> {
-        let Cpu::BestEffort { quota: Some(quota) } = cpu else { return Ok(()) };
+        let (Cpu::Weighted { quota: Some(quota) } | Cpu::BestEffort { quota: Some(quota) }) = cpu else { return Ok(()) };
         let (runtime, period) = (quota.runtime.as_micros(), quota.period.as_micros());
         match format {
             Format::V1 => {
@@ -594,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn v1_guaranteed_instances_get_no_cpu_group() {
+    fn v1_guaranteed_instances_get_a_cpu_group_only_at_ordinary_class() {
         let root = tempfile::tempdir().unwrap();
         for mount in ["memory", "pids", "cpu,cpuacct"] {
             fs::create_dir(root.path().join(mount)).unwrap();
@@ -602,11 +629,19 @@ mod tests {
         fs::write(root.path().join("memory/memory.memsw.limit_in_bytes"), "").unwrap();
         let layout = Layout::detect(root.path(), "4:memory:/\n3:cpu,cpuacct:/\n2:pids:/\n1:name=systemd:/\n0::/\n", &[]);
         let groups = Groups::open(&layout, "takt-1").unwrap();
+        groups.weigh(Serves::BestEffort).unwrap();
+        assert_eq!(text(&root.path().join("cpu,cpuacct/takt-1/cpu.shares")), "204");
         let guaranteed = groups.create("i-1", &Limits { cpu: Cpu::Guaranteed, ..LIMITS }).unwrap();
-        assert!(!root.path().join("cpu,cpuacct/takt-1/guaranteed").exists());
+        assert!(!root.path().join("cpu,cpuacct/takt-1/guaranteed/i-1").exists());
         assert_eq!(text(&root.path().join("memory/takt-1/guaranteed/i-1/memory.limit_in_bytes")), "67108864");
         assert_eq!(guaranteed.cpu_used().unwrap(), None);
         assert_eq!(guaranteed.clone_target(), None);
+        let quota = Quota { runtime: Duration::from_millis(2), period: Duration::from_millis(10) };
+        groups.create("i-3", &Limits { cpu: Cpu::Weighted { quota: Some(quota) }, ..LIMITS }).unwrap();
+        let weighted = root.path().join("cpu,cpuacct/takt-1/guaranteed");
+        assert_eq!(text(&weighted.join("cpu.shares")), "4096");
+        assert_eq!(text(&weighted.join("i-3/cpu.cfs_period_us")), "10000");
+        assert_eq!(text(&weighted.join("i-3/cpu.cfs_quota_us")), "2000");
         groups.create("i-2", &LIMITS).unwrap();
         assert_eq!(text(&root.path().join("cpu,cpuacct/takt-1/best-effort/cpu.shares")), "204");
         assert!(root.path().join("cpu,cpuacct/takt-1/best-effort/i-2").is_dir());

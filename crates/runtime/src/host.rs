@@ -194,7 +194,8 @@ impl Host {
             "real-time scheduling",
             &self.hard_level(),
             "guarantees are given at level soft only",
-            "run as root, or grant CAP_SYS_NICE or RLIMIT_RTPRIO 95, outside cpu groups without rt_runtime",
+            "run as root, or `setcap cap_sys_nice,cap_ipc_lock+ep` the takt program, or set LimitRTPRIO=95 (systemd) or `rtprio 95` \
+             (limits.conf), outside cpu groups without rt_runtime",
         );
         for (controller, grant) in &self.groups {
             let consequence = match controller {

@@ -42,6 +42,9 @@ pub const PIDS_DEFAULT: u32 = 1024;
 /// Bytes of an instance's `/tmp`, as on AWS.
 pub const TMP_BYTES_DEFAULT: u64 = 512 << 20;
 
+/// The nice value of best-effort instances: where no control group weighs them, this does.
+const BEST_EFFORT_NICE: i8 = 19;
+
 /// How to start a launcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -53,6 +56,8 @@ pub struct Options {
     /// The first of [`INSTANCES_MAX`] users for instances, where the launcher may change users. Ranges of two launchers of one
     /// machine should not overlap: the kernel counts some resources by user.
     pub first_user: u32,
+    /// What its instances are for.
+    pub serves: Serves,
     /// The real-time priority of the launcher's own work, where it is granted; `None`: ordinary class.
     pub priority: Option<u8>,
 }
@@ -60,6 +65,13 @@ pub struct Options {
 impl Options {
     /// The start of a range of users that no distribution hands out.
     pub const FIRST_USER_DEFAULT: u32 = 0x7000_0000;
+}
+
+/// What the instances of a launcher are for: their weight all together, in control groups and between sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Serves {
+    Guaranteed,
+    BestEffort,
 }
 
 /// What an instance is started from.
@@ -80,7 +92,7 @@ pub struct Launch {
     pub pids: u32,
     pub tmp_bytes: u64,
     pub placement: Placement,
-    /// A bound on the CPU of a best-effort instance.
+    /// A bound on its CPU, where a control group keeps it; not for instances that are to be of real-time class.
     pub quota: Option<Quota>,
     pub network: Network,
 }
@@ -92,7 +104,10 @@ pub enum Placement {
     RealTime { core: u16, priority: u8 },
     /// On one core, in the ordinary class: an instance of a guaranteed function that is still starting.
     Pinned { core: u16 },
-    /// Anywhere, at low weight.
+    /// On one core, in the ordinary class for good: an instance of a guaranteed function without real-time scheduling. Its
+    /// control group has a high weight.
+    Weighted { core: u16 },
+    /// Anywhere, at low weight and the lowest nice value. Without the privilege there is no way back from that.
     BestEffort,
 }
 
@@ -100,13 +115,14 @@ impl Placement {
     const fn class(self) -> Class {
         match self {
             Self::RealTime { priority, .. } => Class::Fifo { priority },
-            Self::Pinned { .. } | Self::BestEffort => Class::Other { nice: 0 },
+            Self::Pinned { .. } | Self::Weighted { .. } => Class::Other { nice: 0 },
+            Self::BestEffort => Class::Other { nice: BEST_EFFORT_NICE },
         }
     }
 
     fn cores(self, all: &[u16]) -> Vec<u16> {
         match self {
-            Self::RealTime { core, .. } | Self::Pinned { core } => vec![core],
+            Self::RealTime { core, .. } | Self::Pinned { core } | Self::Weighted { core } => vec![core],
             Self::BestEffort => all.to_vec(),
         }
     }
@@ -114,6 +130,7 @@ impl Placement {
     const fn cpu(self, quota: Option<Quota>) -> Cpu {
         match self {
             Self::RealTime { .. } | Self::Pinned { .. } => Cpu::Guaranteed,
+            Self::Weighted { .. } => Cpu::Weighted { quota },
             Self::BestEffort => Cpu::BestEffort { quota },
         }
     }
@@ -153,6 +170,8 @@ pub struct Standing {
     pub users: Users,
     /// Why there are no control groups, if there are none.
     pub no_groups: Option<String>,
+    /// Why CPU cannot be weighed and bounded by control group, if it cannot.
+    pub no_cpu_groups: Option<String>,
     /// Why guaranteed instances cannot be real-time, if they cannot: tried on a process in a group as theirs.
     pub no_real_time: Option<String>,
 }
@@ -169,7 +188,7 @@ pub enum Users {
 /// From the daemon to the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
-    Open { groups: String, first_user: u32, priority: Option<u8> },
+    Open { groups: String, first_user: u32, serves: Serves, priority: Option<u8> },
     Start { id: u64, launch: Box<Launch> },
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use model::Memory;
-use takt_runtime::launcher::{self, Client, Error, Exit, Launch, Network, Options, Placement, Started};
+use takt_runtime::launcher::{self, Client, Error, Exit, Launch, Network, Options, Placement, Serves, Started};
 use takt_runtime::sandbox::{self, Language, Step};
 use takt_runtime::sys::process::{Death, Pidfd};
 use takt_runtime::sys::sched::{self, Class};
@@ -36,6 +36,7 @@ fn options(name: &str) -> Options {
         arguments: Vec::new(),
         groups: format!("takt-test-{name}-{}", std::process::id()),
         first_user: Options::FIRST_USER_DEFAULT,
+        serves: Serves::BestEffort,
         priority: None,
     }
 }
@@ -252,10 +253,10 @@ def refused(call, *args):
 for policy in (os.SCHED_FIFO, os.SCHED_RR):
     refused(os.sched_setscheduler, 0, policy, os.sched_param(1))
 refused(os.setpriority, os.PRIO_PROCESS, 0, -5)
+refused(os.setpriority, os.PRIO_PROCESS, 0, 5)
 refused(os.sched_setaffinity, 0, {0})
 refused(os.sched_setparam, 0, os.sched_param(0))
 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-os.setpriority(os.PRIO_PROCESS, 0, 5)
 ";
     succeeded(&bench.run(&bench.python(script)).await, "");
 }
@@ -371,7 +372,7 @@ async fn a_real_time_instance_is_pinned_and_its_children_are_ordinary() {
     started.place(Placement::RealTime { core, priority: 5 }).unwrap();
     assert_eq!(sched::class_of(started.program).unwrap(), Some(Class::Fifo { priority: 5 }));
     started.place(Placement::BestEffort).unwrap();
-    assert_eq!(sched::class_of(started.program).unwrap(), Some(Class::Other { nice: 0 }));
+    assert_eq!(sched::class_of(started.program).unwrap(), Some(Class::Other { nice: 19 }));
 
     let mut launch =
         bench.python("import os; print(os.sched_getaffinity(0), flush=True); os.system('chrt -p $$ | head -1 | cut -d: -f2')");
@@ -589,6 +590,17 @@ print('bounded' if time.process_time() - cpu < 0.2 else 'free')
     let mut launch = bench.python(script);
     launch.quota = Some(launcher::Quota { runtime: Duration::from_millis(2), period: Duration::from_millis(10) });
     succeeded(&bench.run(&launch).await, "bounded");
+    launch.placement = Placement::Weighted { core: sched::cores().unwrap()[0] };
+    succeeded(&bench.run(&launch).await, "bounded");
+}
+
+#[tokio::test]
+async fn best_effort_is_as_nice_as_can_be_and_a_guaranteed_instance_is_not() {
+    let Some(bench) = Bench::new("nice") else { return };
+    let mut launch = bench.python("import os; print('nice', os.nice(0))");
+    succeeded(&bench.run(&launch).await, "nice 19");
+    launch.placement = Placement::Weighted { core: sched::cores().unwrap()[0] };
+    succeeded(&bench.run(&launch).await, "nice 0");
 }
 
 #[tokio::test]

@@ -40,6 +40,10 @@ fn a_violation_while_its_core_is_taken_away_is_proven_steal() {
     let home = TempDir::new().unwrap();
     let data = home.path().join("node");
     let node = Node::start(&data, &[]);
+    if node.ready["level"] == "soft" {
+        println!("skipped: taking a core away (at level soft nothing outranks a guest, so that no gap is evidence)");
+        return;
+    }
     node.python("far", FAR, ECHO);
     let guarantee = node.get("/v1/functions/far/guarantee");
     let core = core_of_its_own(&guarantee);

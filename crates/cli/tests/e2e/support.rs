@@ -51,7 +51,7 @@ impl Node {
         let alone = alone();
         let said = data.with_extension("stderr");
         let errors = OpenOptions::new().create(true).append(true).open(&said).unwrap();
-        let mut child = takt_command(data)
+        let mut child = node_command(data)
             .args(["serve", "--json", "--listen", listen])
             .args(arguments)
             .stdout(Stdio::piped())
@@ -65,6 +65,9 @@ impl Node {
         let address = url.strip_prefix("http://").unwrap().parse().unwrap();
         let keys: Value = serde_json::from_slice(&fs::read(data.join("keys.json")).unwrap()).unwrap();
         let token = keys["token"].as_str().unwrap().to_owned();
+        if wanted_level().is_some() {
+            assert_eq!(ready["level"], "soft", "without the right to real-time classes: {ready}");
+        }
         Self { child, said, ready, address, data: data.to_owned(), token, _alone: alone }
     }
 
@@ -394,6 +397,34 @@ pub(crate) fn takt_command(data: &Path) -> Command {
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", data).env("TAKT_DATA_DIR", data);
     command
 }
+
+/// The level that `TAKT_TEST_LEVEL` asks the nodes of all stories to run at; without it, the best the machine gives.
+fn wanted_level() -> Option<String> {
+    std::env::var("TAKT_TEST_LEVEL").ok()
+}
+
+/// The tool as a node is started with it. `TAKT_TEST_LEVEL=soft` takes the right to real-time classes away, and leaves root
+/// its control groups; `TAKT_TEST_LEVEL=user` starts the node as an ordinary user.
+fn node_command(data: &Path) -> Command {
+    let plain = takt_command(data);
+    let Some(level) = wanted_level() else { return plain };
+    let rights: &[&str] = match level.as_str() {
+        "soft" => &["--bounding-set=-sys_nice", "--inh-caps=-sys_nice"],
+        "user" => {
+            let owned = Command::new("chown").args(["-R", ORDINARY_USER]).arg(data.parent().unwrap()).status().unwrap();
+            assert!(owned.success());
+            &["--reuid=61234", "--regid=61234", "--clear-groups"]
+        }
+        other => panic!("TAKT_TEST_LEVEL is `soft` or `user`, not `{other}`"),
+    };
+    let mut command = Command::new("prlimit");
+    command.args(["--rtprio=0:0", "setpriv"]).args(rights).arg(plain.get_program()).env_clear();
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
+/// Somebody no system knows.
+const ORDINARY_USER: &str = "61234:61234";
 
 /// The right to run a node, given back when the file is closed.
 fn alone() -> File {

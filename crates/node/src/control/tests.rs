@@ -32,6 +32,7 @@ pub(crate) fn capacity() -> NodeCapacity {
         real_time_per_second: Duration::from_millis(950),
         starts_per_second: Duration::from_millis(80),
         overshoot: 1_000 * US,
+        quota_tick: None,
         tolerance: 2_000 * US,
         level: Level::Hard,
         memory: 2 << 30,

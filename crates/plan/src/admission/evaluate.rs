@@ -9,6 +9,7 @@ use model::{FunctionName, Level, RateClassName};
 use super::{Binding, Demand, Grant, LOWEST_PRIORITY, NodeCapacity, Remaining, Shard, Share, front};
 use crate::flow::Flow;
 use crate::instances::{Occupancy, instances};
+use crate::quota::Quota;
 use crate::response::{self, Bound, Core, Delayed, Interference, Task, Waiting};
 
 const HIGHEST_PRIORITY: u8 = 60;
@@ -50,6 +51,8 @@ pub(super) struct Unit<'a> {
     pub(super) front_cost: Duration,
     /// The largest own time of any member, with what the platform adds.
     own_time: Duration,
+    /// By how much a quota on its instances may delay a start, and what it adds to the time an invocation takes.
+    throttled: Duration,
     /// Deadline-monotonic order: the earliest end that is promised, B + C.
     urgency: Duration,
 }
@@ -144,7 +147,8 @@ fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
         let terms = &it.demand.terms;
         let cost = charged(capacity, &it.demand);
         // The kernel may let a job use its whole budget and no more; what it does not execute it may wait.
-        let own_time = cost + terms.max_run_time.saturating_sub(terms.cpu_budget());
+        let (throttled, period) = throttling(capacity, &it.demand);
+        let own_time = cost + terms.max_run_time.saturating_sub(terms.cpu_budget()) + throttled + period;
         let front_cost = capacity.front_cost + capacity.connection_cost.saturating_mul(it.demand.connections);
         let urgency = terms.start_within.saturating_add(terms.max_run_time);
         match index.get(&unit_key(&it.demand)) {
@@ -154,12 +158,22 @@ fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
                 unit.cost = unit.cost.max(cost);
                 unit.own_time = unit.own_time.max(own_time);
                 unit.front_cost = unit.front_cost.max(front_cost);
+                unit.throttled = unit.throttled.max(throttled);
                 unit.urgency = unit.urgency.min(urgency);
             }
             None => {
                 index.insert(unit_key(&it.demand), units.len());
                 let flow = it.demand.flow().shard(it.shards);
-                units.push(Unit { members: vec![member], cores: &it.cores, flow, cost, front_cost, own_time, urgency });
+                units.push(Unit {
+                    members: vec![member],
+                    cores: &it.cores,
+                    flow,
+                    cost,
+                    front_cost,
+                    own_time,
+                    throttled,
+                    urgency,
+                });
             }
         }
     }
@@ -168,12 +182,22 @@ fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
 
 /// c': the budget with what the platform adds to it.
 fn charged(capacity: &NodeCapacity, demand: &Demand) -> Duration {
-    let overshoot = match capacity.level {
-        Level::Hard => capacity.overshoot,
-        Level::Soft => Duration::ZERO,
-    };
-    let runtime = demand.instance_cost.saturating_add(overshoot + capacity.context_switch * 2);
+    let runtime = demand.instance_cost.saturating_add(capacity.overshoot + capacity.context_switch * 2);
     demand.terms.cpu_budget().saturating_add(runtime)
+}
+
+/// The quota on a function's instances, where shares are quotas: what an invocation is charged, within its run time.
+pub(super) fn quota(capacity: &NodeCapacity, demand: &Demand) -> Option<Quota> {
+    capacity.quota_tick?;
+    Quota::new(charged(capacity, demand), demand.terms.max_run_time)
+}
+
+/// By how much the quota delays a start, and the period that passes in vain while an invocation runs.
+fn throttling(capacity: &NodeCapacity, demand: &Demand) -> (Duration, Duration) {
+    match (quota(capacity, demand), capacity.quota_tick) {
+        (Some(quota), Some(tick)) => (quota.delay(charged(capacity, demand), tick), quota.period),
+        (None, _) | (_, None) => (Duration::ZERO, Duration::ZERO),
+    }
 }
 
 /// The front's share: every slot costs it once, whichever core serves it, and its budget for the rest is always counted.
@@ -302,6 +326,7 @@ impl OneCore<'_> {
         })?;
         for ((unit, bound), priority) in here.iter().zip(found).zip(priorities) {
             let bound = front::promised(self.capacity, self.core, bound, self.delay);
+            let bound = Bound { start: bound.start + self.units[*unit].throttled, ..bound };
             for member in &self.units[*unit].members {
                 self.check(&self.placed[*member].demand, bound)?;
             }

@@ -65,8 +65,10 @@ pub struct NodeCapacity {
     pub tick: Periodic,
     /// One switch between threads.
     pub context_switch: Duration,
-    /// By how much CPU an invocation may exceed its budget before sampling stops it; counted at level hard.
+    /// By how much CPU an invocation may exceed its budget before sampling stops it.
     pub overshoot: Duration,
+    /// Where CPU shares are quotas (level soft, with control groups): how late the kernel notices that one is used up.
+    pub quota_tick: Option<Duration>,
     /// T, as frozen.
     pub tolerance: Duration,
     /// What the kernel lets threads of real-time class use of a core in a second before it stops them all; counted at level

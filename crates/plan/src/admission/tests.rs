@@ -22,6 +22,7 @@ fn ideal() -> NodeCapacity {
         tick: nothing,
         context_switch: Duration::ZERO,
         overshoot: Duration::ZERO,
+        quota_tick: None,
         tolerance: Duration::ZERO,
         real_time_per_second: Duration::from_secs(1_000),
         starts_per_second: Duration::ZERO,

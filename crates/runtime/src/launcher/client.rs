@@ -209,8 +209,8 @@ pub fn spawn(options: &Options) -> Result<(Client, Service, Standing), SpawnErro
         .stdout(Stdio::null())
         .spawn()
         .map_err(|source| SpawnError::Start { program: options.program.clone(), source })?;
-    let Options { groups, first_user, priority, .. } = options.clone();
-    let open = Request::Open { groups, first_user, priority };
+    let Options { groups, first_user, serves, priority, .. } = options.clone();
+    let open = Request::Open { groups, first_user, serves, priority };
     ours.send(&text(&open).map_err(talk)?, &[]).map_err(talk)?;
     let message = ours.receive().map_err(talk)?.ok_or(SpawnError::Silent)?;
     let standing = match serde_json::from_slice(&message.bytes) {

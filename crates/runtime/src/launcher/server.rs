@@ -13,8 +13,8 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Resource, Rlimit};
 use rustix::time::Timespec;
 
-use super::{Answer, Exit, INSTANCES_MAX, Launch, Placement, Request, START_MAX, Standing, TMP_FILES_MAX, Timing, Users};
-use crate::cgroup::{self, Cpu, Group, Groups, Layout, Limits};
+use super::{Answer, Exit, INSTANCES_MAX, Launch, Placement, Request, START_MAX, Serves, Standing, TMP_FILES_MAX, Timing, Users};
+use crate::cgroup::{self, Controller, Cpu, Group, Groups, Layout, Limits};
 use crate::sandbox::filter::Filter;
 use crate::sandbox::{self, Ends, Failure, Fallback, Plan, Report, Step, Tree, USER_INSIDE, User};
 use crate::sys::clock::now;
@@ -46,8 +46,8 @@ fn serve() -> io::Result<()> {
     rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
     let Some(Message { bytes, .. }) = daemon.receive()? else { return Ok(()) };
     let opened = match serde_json::from_slice(&bytes)? {
-        Request::Open { groups, first_user, priority } => {
-            let opened = Launcher::open(daemon.as_fd().try_clone_to_owned()?.into(), &groups, first_user);
+        Request::Open { groups, first_user, serves, priority } => {
+            let opened = Launcher::open(daemon.as_fd().try_clone_to_owned()?.into(), &groups, (first_user, serves));
             if let (Ok((_, standing)), Some(priority)) = (&opened, priority)
                 && standing.no_real_time.is_none()
             {
@@ -130,7 +130,7 @@ enum Ready {
 }
 
 impl Launcher {
-    fn open(daemon: Packets, groups: &str, first_user: u32) -> Result<(Self, Standing), String> {
+    fn open(daemon: Packets, groups: &str, (first_user, serves): (u32, Serves)) -> Result<(Self, Standing), String> {
         let describe = |error: &dyn std::error::Error| chain(error);
         settle().map_err(|error| describe(&error))?;
         detach().map_err(|error| describe(&error))?;
@@ -138,15 +138,22 @@ impl Launcher {
         let filter = Filter::compile().map_err(|error| describe(&error))?;
         let users = if rustix::process::geteuid().is_root() { Users::Own } else { Users::Shared };
         let layout = Layout::of_this_process().map_err(|error| describe(&error))?;
-        let (groups, no_groups) = match Groups::open(&layout, groups) {
+        weigh_session(serves);
+        let opened = Groups::open(&layout, groups).and_then(|groups| groups.weigh(serves).map(|()| groups));
+        let (groups, no_groups) = match opened {
             Ok(groups) => (Some(groups), None),
             Err(error) => (None, Some(describe(&error))),
+        };
+        let no_cpu_groups = match &groups {
+            Some(groups) if groups.govern(Controller::Cpu) => None,
+            Some(_) => Some("no writable control-group hierarchy has the controller cpu".to_owned()),
+            None => no_groups.clone(),
         };
         let cores = sched::cores().map_err(|error| describe(&error))?;
         let launcher =
             Self { daemon, groups, filter, alone, users, first_user, cores, instances: BTreeMap::new(), leftovers: Vec::new() };
         let no_real_time = launcher.try_real_time().err().map(|failure| failure.to_string());
-        Ok((launcher, Standing { users, no_groups, no_real_time }))
+        Ok((launcher, Standing { users, no_groups, no_cpu_groups, no_real_time }))
     }
 
     /// Gives the lowest real-time priority to a process placed as a guaranteed instance is. A cpu group may grant none of it.
@@ -337,7 +344,7 @@ impl Launcher {
             return Ok(());
         };
         match serde_json::from_slice(&message.bytes)? {
-            Report::Program => match instance.place_program(message.sender, &self.cores) {
+            Report::Program => match instance.place_program(message.sender) {
                 Ok(()) => Ok(()),
                 Err(failure) => {
                     instance.phase = Phase::Refused;
@@ -439,10 +446,12 @@ impl Launcher {
 impl Instance {
     /// Puts a new process where it belongs and lets it go on.
     fn let_go(&self, child: Pid, users: Users, cores: &[u16]) -> Result<(), Failure> {
-        if let Phase::Starting(starting) = &self.phase
-            && let class @ Class::Fifo { .. } = starting.placement.class()
-        {
-            let placed = sched::set_cores(child, cores).and_then(|()| sched::set_thread(child, class));
+        if let Phase::Starting(starting) = &self.phase {
+            // Now, while it is of our own user: without the privilege the kernel lets nobody place another user's process.
+            let placed = sched::set_cores(child, cores).and_then(|()| match starting.placement.class() {
+                class @ (Class::Fifo { .. } | Class::Other { nice: 1.. }) => sched::set_thread(child, class),
+                Class::Other { .. } => Ok(()), // so it is
+            });
             placed.map_err(|error| Failure::new(Step::Start, "class and cores", &chain(&error)))?;
         }
         if users == Users::Shared {
@@ -451,16 +460,16 @@ impl Instance {
         self.status.send(b"go", &[]).map_err(|error| Failure::new(Step::Handshake, "init", &error))
     }
 
-    /// Notes the program's process, which waits, puts it on its cores in its class, and lets it go on.
-    fn place_program(&mut self, sender: Option<Pid>, cores: &[u16]) -> Result<(), Failure> {
+    /// Notes the program's process, which waits, gives it its class, and lets it go on.
+    fn place_program(&mut self, sender: Option<Pid>) -> Result<(), Failure> {
         let Phase::Starting(starting) = &mut self.phase else { return Ok(()) };
         let program = sender.ok_or_else(|| Failure::new(Step::Start, "program", &"its process is unknown"))?;
         starting.program = Some(program);
-        let placed =
-            sched::set_cores(program, &starting.placement.cores(cores)).and_then(|()| match starting.placement.class() {
-                class @ Class::Fifo { .. } => sched::set_thread(program, class),
-                Class::Other { .. } => Ok(()), // so it is
-            });
+        // It has the cores and the nice value of its first process; a real-time class is not inherited.
+        let placed = match starting.placement.class() {
+            class @ Class::Fifo { .. } => sched::set_thread(program, class),
+            Class::Other { .. } => Ok(()),
+        };
         placed.map_err(|error| Failure::new(Step::Start, "class and cores", &chain(&error)))?;
         self.status.send(b"placed", &[]).map_err(|error| Failure::new(Step::Start, "program", &error))
     }
@@ -493,6 +502,15 @@ fn settle() -> Result<(), sched::Error> {
     // A lower limit only means fewer instances; the start that meets it says so.
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files }).ok();
     Ok(())
+}
+
+/// Some kernels share the CPU between sessions first, and only then by nice values within one.
+fn weigh_session(serves: Serves) {
+    match serves {
+        Serves::Guaranteed => {}
+        // Where the kernel does not group sessions there is no such file, and nice values alone count.
+        Serves::BestEffort => drop(std::fs::write("/proc/self/autogroup", "19")),
+    }
 }
 
 /// Leaves the daemon's terminal and outlives signals sent to its whole group or service: the daemon drains first, and the end

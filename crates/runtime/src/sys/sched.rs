@@ -73,7 +73,13 @@ pub fn set_process(process: Pid, class: Class, cores: &[u16]) -> Result<usize, E
         }
         for raw in new {
             let Some(thread) = Pid::from_raw(raw) else { continue };
-            match set_cores(thread, cores).and_then(|()| set_thread(thread, class)) {
+            // Without the privilege a thread of another user cannot be placed, but may be where it belongs already.
+            let placed = if is_placed(thread, class, cores) {
+                Ok(())
+            } else {
+                set_cores(thread, cores).and_then(|()| set_thread(thread, class))
+            };
+            match placed {
                 Ok(()) => {}
                 Err(Error::Class { source, .. } | Error::Cores { source, .. }) if is_gone(&source) => {}
                 Err(error) => return Err(error),
@@ -84,9 +90,18 @@ pub fn set_process(process: Pid, class: Class, cores: &[u16]) -> Result<usize, E
     Err(Error::Unsettled { process: process.as_raw_nonzero().get(), rounds: ROUNDS_MAX })
 }
 
+fn is_placed(thread: Pid, class: Class, cores: &[u16]) -> bool {
+    let on = cores_of(Some(thread)).is_ok_and(|on| on == cores);
+    on && class_of(thread).is_ok_and(|of| of == Some(class))
+}
+
 /// The cores the calling thread may run on, ascending.
 pub fn cores() -> io::Result<Vec<u16>> {
-    let set = rustix::thread::sched_getaffinity(None)?;
+    cores_of(None)
+}
+
+fn cores_of(thread: Option<Pid>) -> io::Result<Vec<u16>> {
+    let set = rustix::thread::sched_getaffinity(thread)?;
     Ok((0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).filter_map(|core| u16::try_from(core).ok()).collect())
 }
 
