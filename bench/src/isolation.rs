@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use journal::record::{Invocation, Record};
 use model::{Cause, Rate};
 use serde::Serialize;
@@ -14,8 +14,8 @@ use serde_json::json;
 
 use crate::arrivals::{self, Pattern};
 use crate::clock;
-use crate::load::{self, Class, Load, Seen, Send, Stream};
-use crate::result::{Depth, Found, Spread, percent, ratio};
+use crate::load::{self, Call, Class, Load, Seen, Send, Stream};
+use crate::result::{Depth, Found, Spread, millis, percent, ratio};
 use crate::site::{self, Node, Plain, Programs};
 
 /// A function that is promised something.
@@ -42,7 +42,8 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const SUBJECT_CONNECTIONS: u16 = 64;
 
 /// Who else is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 enum Crowd {
     Nobody,
     /// Neighbours that send in sum so many times what the machine can do.
@@ -134,11 +135,14 @@ impl Way {
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     way: Way,
-    crowd: String,
+    crowd: Crowd,
     function: &'static str,
     calls: u64,
     /// From the intended send time to the handler's entry.
     start_delay: Spread,
+    /// The same of each half: Poisson arrivals, then bursts.
+    start_delay_poisson: Spread,
+    start_delay_bursts: Spread,
     /// From the intended send time to the last byte.
     end_to_end: Spread,
     on_time: u64,
@@ -153,6 +157,11 @@ struct Row {
     crowd_sent: u64,
     crowd_succeeded: u64,
     crowd_refused: u64,
+    /// The least and the most that one neighbour got, all of them asking alike.
+    crowd_least: u64,
+    crowd_most: u64,
+    /// Share of the processors' time in which they idled, in thousandths.
+    idle_thousandths: u64,
 }
 
 /// What the records say of one subject in one cell.
@@ -275,16 +284,20 @@ impl Bench<'_> {
                 (0..neighbours).map(|number| to_neighbour(number, Send::Closed { connections: each.max(1) })).collect()
             }
         };
-        let from = clock::monotonic_ns();
+        let (from, busy_from) = (clock::monotonic_ns(), Processors::read()?);
         let mut loads = vec![Load::new(Class::RealTime, self.length, promised(self.length))];
         if !others.is_empty() {
             loads.push(Load::new(Class::Ordinary, self.length, others));
         }
         let mut seen = load::run(loads)?.into_iter();
-        let until = clock::monotonic_ns();
+        let (until, idle_thousandths) = (clock::monotonic_ns(), Processors::read()?.idle_thousandths_since(&busy_from));
         let (seen, others) = (seen.next().unwrap_or_default(), seen.next().unwrap_or_default());
         self.node.settle()?;
-        let row = |(subject, seen): (&Subject, &Seen)| (row(way, crowd, (subject, seen), &others), Span { from, until });
+        let row = |(subject, seen): (&Subject, &Seen)| {
+            let poisson = poisson(subject, self.length).len();
+            let row = Row { idle_thousandths, ..row((way, crowd), (subject, poisson), seen, &others) };
+            (row, Span { from, until })
+        };
         Ok(SUBJECTS.iter().zip(&seen).map(row).collect())
     }
 
@@ -304,32 +317,43 @@ impl Bench<'_> {
 /// A subject's arrivals within its promise: Poisson in the first half, bursts in the second.
 fn promised(subject: &Subject, length: Duration) -> Send {
     let (rate, half) = (rate(subject.per_second), length / 2);
-    let mut instants_ns = arrivals::within(rate, BURST - 1, half, Pattern::Poisson);
+    let mut instants_ns = poisson(subject, length);
     // After a pause in which a whole burst comes together again.
     let pause = u64::try_from((half + rate.interval() * BURST).as_nanos()).unwrap_or(u64::MAX);
     instants_ns.extend(arrivals::within(rate, BURST - 1, half, Pattern::Bursts).iter().map(|at| pause + at));
     Send::Open { instants_ns, connections: SUBJECT_CONNECTIONS }
 }
 
+fn poisson(subject: &Subject, length: Duration) -> Vec<u64> {
+    arrivals::within(rate(subject.per_second), BURST - 1, length / 2, Pattern::Poisson)
+}
+
 fn rate(per_second: u64) -> Rate {
     Rate::per_second(per_second).expect("invariant: the rates of the comparison are above zero")
 }
 
-fn row(way: Way, crowd: Crowd, (subject, seen): (&Subject, &Seen), others: &[Seen]) -> Row {
+/// What was seen of a subject, whose first calls came as a Poisson process.
+fn row((way, crowd): (Way, Crowd), (subject, poisson): (&Subject, usize), seen: &Seen, others: &[Seen]) -> Row {
     let deadline = u64::try_from(subject.deadline.as_nanos()).unwrap_or(u64::MAX);
-    let kept = || seen.calls.iter().filter(|call| way != Way::Guaranteed || call.conforming != Some(false));
+    let taken = |call: &&Call| way != Way::Guaranteed || call.conforming != Some(false);
+    let kept = || seen.calls.iter().filter(taken);
+    let delays = |calls: &[Call]| Spread::of(calls.iter().filter(taken).filter_map(|call| call.start_delay));
+    let (first, second) = seen.calls.split_at(poisson.min(seen.calls.len()));
     let count = |calls: usize| u64::try_from(calls).unwrap_or(u64::MAX);
     let sum = |what: fn(&Seen) -> u64| others.iter().map(what).sum();
+    let succeeded = || others.iter().map(|seen| seen.succeeded);
     let mut failed = BTreeMap::new();
     for failure in kept().filter_map(|call| call.failure.clone()) {
         *failed.entry(failure).or_default() += 1;
     }
     Row {
         way,
-        crowd: crowd.name(),
+        crowd,
         function: subject.name,
         calls: count(kept().count()),
-        start_delay: Spread::of(kept().filter_map(|call| call.start_delay)),
+        start_delay: delays(&seen.calls),
+        start_delay_poisson: delays(first),
+        start_delay_bursts: delays(second),
         end_to_end: Spread::of(kept().map(|call| call.latency)),
         on_time: count(kept().filter(|call| call.start_delay.is_some() && call.latency <= deadline).count()),
         failed,
@@ -340,6 +364,29 @@ fn row(way: Way, crowd: Crowd, (subject, seen): (&Subject, &Seen), others: &[See
         crowd_sent: sum(|seen| seen.sent),
         crowd_succeeded: sum(|seen| seen.succeeded),
         crowd_refused: sum(|seen| seen.refused),
+        crowd_least: succeeded().min().unwrap_or(0),
+        crowd_most: succeeded().max().unwrap_or(0),
+        idle_thousandths: 0,
+    }
+}
+
+/// Time of all processors since the machine started, in ticks.
+struct Processors {
+    idle: u64,
+    all: u64,
+}
+
+impl Processors {
+    fn read() -> Result<Self> {
+        let text = std::fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+        let line = text.lines().next().context("/proc/stat is empty")?;
+        // user, nice, system, idle, iowait, irq, softirq, steal; what guests used is in the first two.
+        let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).map(str::parse).collect::<Result<_, _>>()?;
+        Ok(Self { idle: ticks.get(3..5).context("/proc/stat lacks idle times")?.iter().sum(), all: ticks.iter().sum() })
+    }
+
+    fn idle_thousandths_since(&self, before: &Self) -> u64 {
+        (self.idle - before.idle) * 1_000 / (self.all - before.all).max(1)
     }
 }
 
@@ -373,54 +420,81 @@ const fn in_words(cause: Cause) -> &'static str {
     }
 }
 
+/// The delays a row is judged by. Where a function's own excess takes slots too, only the records know which calls were
+/// promised something.
+const fn judged(row: &Row) -> &Spread {
+    match (row.way, row.crowd) {
+        (Way::Guaranteed, Crowd::Excess { .. }) => &row.recorded.start_delay,
+        (Way::Guaranteed | Way::BestEffort | Way::Plain, _) => &row.start_delay,
+    }
+}
+
+/// p99 start delay of the same way and function with nobody else there.
+fn alone(rows: &[Row], row: &Row) -> u64 {
+    let first = rows.iter().find(|it| it.way == row.way && it.function == row.function);
+    first.map_or(0, |it| it.start_delay.p99_us)
+}
+
+fn cells(rows: &[Row], row: &Row) -> Vec<String> {
+    let same = |it: &&Row| it.way == Way::Guaranteed && it.function == row.function && it.crowd == row.crowd;
+    let guaranteed = rows.iter().find(same).map_or(0, |it| judged(it).p99_us);
+    let causes: Vec<String> = row.recorded.causes.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
+    let violations = match row.way {
+        Way::Guaranteed if causes.is_empty() => "0".to_owned(),
+        Way::Guaranteed => causes.join(", "),
+        Way::BestEffort | Way::Plain => "-".to_owned(),
+    };
+    let judged = judged(row);
+    let halves = [row.start_delay_poisson, row.start_delay_bursts].map(|half| millis(half.p99_us)).join(" / ");
+    vec![
+        row.crowd.name(),
+        row.way.name().to_owned(),
+        row.function.to_owned(),
+        judged.count.to_string(),
+        judged.cell(),
+        ratio(judged.p99_us, alone(rows, row)),
+        ratio(judged.p99_us, guaranteed),
+        halves,
+        row.end_to_end.cell(),
+        percent(row.on_time, row.calls),
+        violations,
+        percent(row.crowd_sent, row.crowd_offered),
+        row.crowd_succeeded.to_string(),
+        if row.crowd.neighbours() < 2 { "-".to_owned() } else { format!("{} to {}", row.crowd_least, row.crowd_most) },
+        percent(row.idle_thousandths, 1_000),
+    ]
+}
+
+/// In how many cells of a way the p99 start delay is at most twice that alone, or T; and which are not.
+fn near(rows: &[Row], way: Way, tolerance_us: u64) -> String {
+    let of_way: Vec<&Row> = rows.iter().filter(|row| row.way == way).collect();
+    let far = |row: &&&Row| tolerance_us.max(2 * alone(rows, row)) < judged(row).p99_us;
+    let far: Vec<String> = of_way.iter().filter(far).map(|row| format!("{} beside {}", row.function, row.crowd.name())).collect();
+    let beyond = if far.is_empty() { String::new() } else { format!("; not in: {}", far.join(", ")) };
+    let (kept, all) = (of_way.len() - far.len(), of_way.len());
+    format!("p99 start delay at most max(2x alone, T), {}: in {kept} of {all} cells{beyond}.", way.name())
+}
+
 fn found(rows: &[Row], ready: &serde_json::Value, audited: &node::audit::Audited) -> Found {
-    let alone = |row: &Row| {
-        let first = rows.iter().find(|it| it.way == row.way && it.function == row.function);
-        first.map_or(0, |it| it.start_delay.p99_us)
-    };
-    let guaranteed = |row: &Row| {
-        let same = |it: &&Row| it.way == Way::Guaranteed && it.function == row.function && it.crowd == row.crowd;
-        rows.iter().find(same).map_or(0, |it| it.start_delay.p99_us)
-    };
-    let cells = |row: &Row| {
-        let causes: Vec<String> = row.recorded.causes.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
-        let violations = match row.way {
-            Way::Guaranteed if causes.is_empty() => "0".to_owned(),
-            Way::Guaranteed => causes.join(", "),
-            Way::BestEffort | Way::Plain => "-".to_owned(),
-        };
-        vec![
-            row.crowd.clone(),
-            row.way.name().to_owned(),
-            row.function.to_owned(),
-            row.calls.to_string(),
-            row.start_delay.cell(),
-            ratio(row.start_delay.p99_us, alone(row)),
-            ratio(row.start_delay.p99_us, guaranteed(row)),
-            row.end_to_end.cell(),
-            percent(row.on_time, row.calls),
-            violations,
-            percent(row.crowd_sent, row.crowd_offered),
-            row.crowd_succeeded.to_string(),
-        ]
-    };
     let tolerance_us = ready["tolerance_us"].as_u64().unwrap_or(0);
-    let near = |row: &&Row| row.start_delay.p99_us <= tolerance_us.max(2 * alone(row));
-    let promised: Vec<&Row> = rows.iter().filter(|row| row.way == Way::Guaranteed).collect();
-    let kept = promised.iter().copied().filter(near).count();
-    let violations: u64 = promised.iter().map(|row| row.recorded.violations).sum();
-    let steal: u64 = promised.iter().filter_map(|row| row.recorded.causes.get("steal")).sum();
-    let notes = vec![
-        format!("T was {tolerance_us} us, the level {}.", ready["level"]),
-        format!("Guaranteed: p99 start delay at most max(2x alone, T) in {kept} of {} cells.", promised.len()),
-        format!("Violations: {violations}, {steal} of them with evidence of steal; the audit says {:?}.", audited.verdict()),
-    ];
+    let promised = || rows.iter().filter(|row| row.way == Way::Guaranteed);
+    let violations: u64 = promised().map(|row| row.recorded.violations).sum();
+    let steal: u64 = promised().filter_map(|row| row.recorded.causes.get("steal")).sum();
+    let mut notes = vec![format!("T was {tolerance_us} us, the level {}.", ready["level"])];
+    notes.extend(Way::ALL.map(|way| near(rows, way, tolerance_us)));
+    notes.push(format!(
+        "Violations: {violations}, {steal} of them with evidence of steal; the audit says {:?}.",
+        audited.verdict()
+    ));
     Found {
         name: "isolation",
         about: "Guaranteed functions (40/s with 5 ms of CPU, 200/s with 0.5 ms) at their full rate beside a crowd. Times in ms \
-                from the intended send time, as p50 / p99 / max; ratios of the p99 start delay against the same way alone, and \
-                against the guaranteed function in the same crowd. Of a crowd: the share of its schedule that was handed to \
-                connections, and how many invocations succeeded; its clients hang up after half a second."
+                from the intended send time, as p50 / p99 / max; beside its own excess a guaranteed function's start delays are \
+                those of the records, of all that took a slot. Ratios of the p99 start delay against the same way alone, and \
+                against the guaranteed function in the same crowd. p99 by half: Poisson arrivals, then bursts. Of a crowd: the \
+                share of its schedule that was handed to connections, how many invocations succeeded, and the least and the most \
+                of one neighbour; its clients hang up after half a second. Idle: the share of both cores' time, the generators' \
+                work being part of what is busy."
             .to_owned(),
         headings: vec![
             "crowd",
@@ -430,13 +504,16 @@ fn found(rows: &[Row], ready: &serde_json::Value, audited: &node::audit::Audited
             "start delay",
             "vs alone",
             "vs guaranteed",
+            "p99 by half",
             "end to end",
             "on time",
             "violations",
             "crowd sent",
             "crowd done",
+            "by neighbour",
+            "idle",
         ],
-        rows: rows.iter().map(cells).collect(),
+        rows: rows.iter().map(|row| cells(rows, row)).collect(),
         notes,
         data: json!({ "ready": ready, "verdict": audited.verdict(), "report": audited.report, "rows": rows }),
     }

@@ -25,6 +25,8 @@ pub(crate) const ROLE: &str = "generate";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a flood's client waits before it hangs up; so the flood goes on at its rate whatever is answered.
 const FLOOD_PATIENCE: Duration = Duration::from_millis(500);
+/// Connections a paced load opens before it begins.
+const POOL: u16 = 8;
 /// Between a generator's start and its first invocation.
 const LEAD: Duration = Duration::from_millis(300);
 
@@ -169,24 +171,34 @@ pub(crate) fn main() -> Result<()> {
 async fn drive(stream: &Stream, begin: u64, length: Duration) -> Result<Seen> {
     let client = Client { address: Address::parse(&stream.url)?, token: stream.token.clone() };
     let target = Target::new(client, stream.path.clone(), stream.event.clone().into_bytes())?;
-    let lead = Duration::from_nanos(begin.saturating_sub(clock::monotonic_ns()));
-    tokio::time::sleep(lead).await;
-    // The timer is a millisecond coarse; whatever it overslept is made up for by the schedule.
     match &stream.send {
-        Send::Open { instants_ns, connections } => open(target.keeping_results(), instants_ns, *connections).await,
-        Send::Flood { instants_ns, connections } => flood(target, instants_ns, (*connections, length)).await,
-        Send::Closed { connections } => closed(stream, *connections, length).await,
+        Send::Open { instants_ns, connections } => open(target.keeping_results(), instants_ns, (*connections, begin)).await,
+        Send::Flood { instants_ns, connections } => {
+            until(begin).await;
+            flood(target, instants_ns, (*connections, length)).await
+        }
+        Send::Closed { connections } => {
+            until(begin).await;
+            closed(stream, *connections, length).await
+        }
     }
+}
+
+/// The timer is a millisecond coarse; whatever it oversleeps is made up for by the schedule.
+async fn until(begin: u64) {
+    tokio::time::sleep(Duration::from_nanos(begin.saturating_sub(clock::monotonic_ns()))).await;
 }
 
 fn schedule(instants_ns: &[u64]) -> Schedule {
     Schedule::at(instants_ns.iter().copied().map(Duration::from_nanos).collect())
 }
 
-async fn open(target: Target, instants_ns: &[u64], connections: u16) -> Result<Seen> {
+async fn open(target: Target, instants_ns: &[u64], (connections, begin): (u16, u64)) -> Result<Seen> {
+    // A client that is in use has its connections; while others flood, a new one waits for its turn at the node's door.
+    let drive = Drive::new(target, connections, PATIENCE).opening_ahead(POOL).await?;
+    until(begin).await;
     let began = clock::monotonic_ns();
     let mut wall = Wall::start()?;
-    let drive = Drive::new(target, connections, PATIENCE);
     let mut seen = Seen::default();
     for sample in drive.run(schedule(instants_ns), &mut wall, |_| ()).await? {
         seen.count(&sample);

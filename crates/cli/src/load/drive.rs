@@ -130,6 +130,7 @@ pub struct Drive {
     connections: usize,
     /// How long one invocation's answer is waited for.
     patience: Duration,
+    pool: Pool,
 }
 
 /// A connection that can carry a request.
@@ -138,7 +139,7 @@ pub(crate) type Line = SendRequest<Full<Bytes>>;
 /// How one exchange ended, and the connection where it can be used again.
 type Exchanged = (Sample, Option<Line>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Pool {
     idle: Vec<Line>,
     /// Connections that carry an exchange or are idle.
@@ -151,17 +152,31 @@ struct Pool {
 impl Drive {
     #[must_use]
     pub fn new(target: Target, connections: u16, patience: Duration) -> Self {
-        Self { target, connections: usize::from(connections), patience }
+        Self { target, connections: usize::from(connections), patience, pool: Pool::default() }
+    }
+
+    /// Opens some of the connections before the load begins, as a client does that keeps a pool. Errors when it gets none.
+    pub async fn opening_ahead(mut self, connections: u16) -> Result<Self> {
+        while self.pool.open < usize::from(connections).min(self.connections) {
+            self.pool.idle.push(open(&self.target.client.address).await?);
+            self.pool.open += 1;
+        }
+        Ok(self)
     }
 
     /// Runs the schedule to its end and gives the samples in its order; `progress` is told of each as it is taken.
     ///
     /// Must run inside a tokio runtime. What the node does wrong is in the samples; errors are the generator's own.
-    pub async fn run<B: Beat>(&self, schedule: Schedule, beat: &mut B, mut progress: impl FnMut(&Sample)) -> Result<Vec<Sample>> {
+    pub async fn run<B: Beat>(
+        mut self,
+        schedule: Schedule,
+        beat: &mut B,
+        mut progress: impl FnMut(&Sample),
+    ) -> Result<Vec<Sample>> {
         if MAX_INVOCATIONS < schedule.expected() {
             bail!("a load of {} invocations is larger than {MAX_INVOCATIONS}", schedule.expected());
         }
-        let mut pool = Pool::default();
+        let mut pool = std::mem::take(&mut self.pool);
         let mut samples = Vec::new();
         let mut last = Duration::ZERO;
         for (index, intended) in (0_u64..).zip(schedule) {
