@@ -18,7 +18,7 @@ pub(crate) enum Depth {
 }
 
 impl Depth {
-    /// Worlds that the engine's seeded simulation walks through (read by its test from `TAKT_SEEDS`).
+    /// Stories that each seeded test of the engine tells; it reads `TAKT_SEEDS`.
     const fn seeds(self) -> u32 {
         match self {
             Self::Usual => 2_000,
@@ -52,7 +52,7 @@ fn tests(depth: Depth) -> Result<ExitCode> {
     } else {
         &["test", "--workspace", "--lib", "--bins", "--tests", "--locked", "--no-fail-fast"]
     };
-    eprintln!("==> tests ({seeds} seeds per simulation, budget 15 min)");
+    eprintln!("==> tests ({seeds} seeds per story of the engine, budget 15 min)");
     let status = command(runner, &[("TAKT_SEEDS", seeds.as_str())]).status().context("cannot start cargo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

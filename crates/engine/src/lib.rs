@@ -14,6 +14,8 @@ mod gaps;
 #[cfg(test)]
 mod hostile;
 mod restarts;
+#[cfg(test)]
+mod tests;
 mod verdict;
 #[cfg(test)]
 mod world;

@@ -219,10 +219,10 @@ impl World {
     }
 
     /// The node dies with everything in it. Its deployments are installed again, on a clock that goes on.
-    fn die_and_start(&mut self) {
+    pub(crate) fn die_and_start(&mut self) {
         let mut next = Self::new(self.rng.random());
         std::mem::swap(self, &mut next);
-        (self.now, self.faults, self.slowest) = (next.now, next.faults, false);
+        (self.now, self.faults, self.slowest) = (next.now, next.faults, next.slowest);
         next.journal.append(&mut self.journal);
         self.journal = next.journal;
         for subject in next.subjects.values() {

@@ -5,6 +5,7 @@ use model::{Cause, Time};
 use proptest::prelude::*;
 
 use super::{Problem, Verdict, audit};
+use crate::tests::for_each_seed;
 use crate::world::{Faults, MS, World, interrupted, story, subject};
 
 fn live(journal: &[Record]) -> Vec<Counters> {
@@ -16,7 +17,7 @@ fn live(journal: &[Record]) -> Vec<Counters> {
 #[test]
 fn an_audit_of_every_story_agrees_with_the_live_counters() {
     let (mut violations, mut claims) = (0, 0);
-    for seed in 0..1_000 {
+    let stories = for_each_seed(|seed| {
         let world = story(seed);
         let report = audit(&world.journal);
         assert_eq!(report.contradictions, [], "seed {seed}");
@@ -27,17 +28,17 @@ fn an_audit_of_every_story_agrees_with_the_live_counters() {
         }
         violations += report.violations();
         claims += report.guarantees.iter().map(|finding| finding.counters.excess).sum::<u64>();
-    }
-    assert!(60 < violations && 3_000 < claims, "the stories show something: {violations} and {claims}");
+    });
+    assert!(stories / 20 < violations && 3 * stories < claims, "the stories show something: {violations} and {claims}");
 }
 
 #[test]
 fn a_node_that_died_leaves_gaps_and_no_contradictions() {
-    for seed in 0..500 {
+    for_each_seed(|seed| {
         let report = audit(&interrupted(seed).journal);
         assert_eq!(report.contradictions, [], "seed {seed}");
         assert_eq!((report.boots, report.unclean_stops, report.verdict()), (2, 1, Verdict::Unproven), "seed {seed}");
-    }
+    });
 }
 
 /// The journal of a quiet story: its records can all be checked.

@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Engine, Options};
 use crate::port::{Action, Deployment, Event, Refusal};
+use crate::tests::for_each_seed;
 
 const MS: Duration = Duration::from_millis(1);
 const COLD: Duration = Duration::from_millis(50);
@@ -350,20 +351,7 @@ fn story(seed: u64) {
     assert!(world.engine.is_drained());
 }
 
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("failing seed: {}", self.0);
-        }
-    }
-}
-
 #[test]
-fn a_thousand_stories_keep_every_limit_and_answer_everybody() {
-    for seed in 0..1_000 {
-        let told = Seed(seed);
-        story(told.0);
-    }
+fn seeded_stories_keep_every_limit_and_answer_everybody() {
+    for_each_seed(story);
 }
