@@ -66,10 +66,10 @@ pub fn given(guarantee: &Value) -> String {
         ("run time", format!("at most {} (C)", plain(&terms["max_run_time"]))),
         (
             "start",
-            format!("within {} promised (B), {} at worst now (S + T)", text("start_within"), brief(&guarantee["start_bound"])),
+            format!("within {} promised (B), {} at worst now (S + T)", text("start_within"), at_worst(guarantee, "start_bound")),
         ),
     ];
-    let end = format!("{} at worst now (R + T)", brief(&guarantee["response_bound"]));
+    let end = format!("{} at worst now (R + T)", at_worst(guarantee, "response_bound"));
     facts.push(match guarantee["deadline"].as_str() {
         Some(deadline) => ("end", format!("within {deadline} promised (D), {end}")),
         None => ("end", end),
@@ -111,6 +111,15 @@ pub(crate) fn brief(value: &Value) -> String {
     model::parse_duration(&text).map_or(text, model::brief_duration)
 }
 
+/// A bound of a guarantee with the tolerance of its node, as people read it (S + T, R + T).
+pub(crate) fn at_worst(guarantee: &Value, bound: &str) -> String {
+    let duration = |key: &str| model::parse_duration(guarantee[key].as_str()?).ok();
+    match (duration(bound), duration("tolerance")) {
+        (Some(bound), Some(tolerance)) => model::brief_duration(bound.saturating_add(tolerance)),
+        _ => "-".to_owned(),
+    }
+}
+
 /// A value without the quotes of JSON; nothing as a dash.
 pub(crate) fn plain(value: &Value) -> String {
     match value {
@@ -131,7 +140,7 @@ mod tests {
     fn a_guarantee_is_shown_with_what_is_promised_and_what_is_now() {
         let guarantee = json!({
             "level": "hard", "terms": { "rate": "30/s", "burst": "3", "max_run_time": "20ms" }, "instances": 5, "warm": 4,
-            "start_within": "80ms", "start_bound": "11993010ns", "deadline": "100ms", "response_bound": "40ms", "tolerance": "400us",
+            "start_within": "80ms", "start_bound": "11593010ns", "deadline": "100ms", "response_bound": "39600us", "tolerance": "400us",
             "remaining": {
                 "cores": [
                     { "used_nanocores": 600_000_000, "limit_nanocores": 850_000_000 },

@@ -46,7 +46,7 @@ pub(crate) struct Progress {
     /// It was not handed over at its arrival: it waited for a slot or an instance.
     pub(crate) waited: bool,
     /// B, where one is promised.
-    pub(crate) start_bound: Option<Duration>,
+    pub(crate) start_within: Option<Duration>,
     /// The bound on its own time, once it was delivered.
     pub(crate) run_time: Option<Duration>,
     /// How long the instance's start took, when this is its first invocation.
@@ -78,7 +78,7 @@ impl Outcome {
             arrived: self.arrived,
             delivered: self.progress.delivered,
             started: self.progress.started,
-            start_bound: self.progress.start_bound,
+            start_within: self.progress.start_within,
             instance: self.progress.instance,
         }
     }

@@ -261,7 +261,7 @@ print(json.dumps({"operations": operations, "errors": errors, "configuration": c
             arrived: Time::ZERO,
             delivered: Some(Time::ZERO),
             started: Some(Time::ZERO),
-            start_bound: Some(Duration::from_millis(50)),
+            start_within: Some(Duration::from_millis(50)),
             instance: Some(InstanceId(1)),
         };
         let respond = |outcome| Answer { id, trace: "Root=1-a", timing, log_tail: Some("YQ==") }.response(outcome);

@@ -93,7 +93,7 @@ fn row(function: &Function) -> Row<'_> {
         Cell::from(function.name.as_str()),
         Cell::from(Span::styled(function.standing.as_str(), Style::new().fg(colour))),
         Cell::from(format!("{rate} / {}", or_dash(&function.promised_rate))),
-        Cell::from(format!("{} / {}", or_dash(&function.start_bound), or_dash(&function.start_within))),
+        Cell::from(format!("{} / {}", or_dash(&function.start_at_worst), or_dash(&function.start_within))),
         bad(function.start_violations),
         bad(function.deadline_misses),
         Cell::from(function.excess.to_string()),
@@ -132,7 +132,7 @@ mod tests {
             "queues": [{ "name": "control", "length": 0, "limit": 64 }],
             "evidence": { "problem": "the disk is full" } });
         let functions = json!({ "functions": [{ "name": "detect", "standing": "guaranteed", "guarantee": {
-            "terms": { "rate": "30/s" }, "start_bound": "12ms", "start_within": "80ms", "warm": 2, "instances": 4 } }] });
+            "terms": { "rate": "30/s" }, "start_bound": "11600us", "tolerance": "400us", "start_within": "80ms", "warm": 2, "instances": 4 } }] });
         let first = Frame::read(&node, &functions, &metrics(100), None);
         assert!(first.functions[0].rate.is_none());
         let second = Frame::read(&node, &functions, &metrics(160), Some((&first, Duration::from_secs(2))));

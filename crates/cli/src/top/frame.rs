@@ -47,7 +47,7 @@ pub struct Function {
     /// Arrivals per second since the look before; absent at the first one, and without a guarantee.
     pub rate: Option<f64>,
     /// S + T: the worst start delay as things stand.
-    pub start_bound: String,
+    pub start_at_worst: String,
     /// B: the promised one.
     pub start_within: String,
     pub excess: u64,
@@ -134,7 +134,7 @@ impl Function {
             standing: text(&value["standing"]),
             promised_rate: rate.unwrap_or_default().to_owned(),
             rate: None,
-            start_bound: admission::brief(&guarantee["start_bound"]),
+            start_at_worst: if guarantee.is_null() { String::new() } else { admission::at_worst(guarantee, "start_bound") },
             start_within: text(&guarantee["start_within"]),
             excess: metrics.sum("takt_invocations_total", &name, "kind=\"excess\""),
             start_violations: metrics.sum("takt_missed_total", &name, "promise=\"start\""),

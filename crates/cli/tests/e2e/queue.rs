@@ -51,7 +51,7 @@ fn a_queue_is_bounded_goes_by_deadline_and_drops_what_expired() {
     assert!(ran.is_sorted_by(|earlier, later| later < earlier), "earliest deadline first: {ran:?}");
     for answer in served {
         assert_eq!((answer.header("x-takt-class"), answer.header("x-takt-conforming")), ("guaranteed", "true"));
-        assert_eq!(answer.header("x-takt-start-bound-us"), "400000");
+        assert_eq!(answer.header("x-takt-start-within-us"), "400000");
         let number = |name: &str| answer.header(name).parse::<u64>().unwrap_or_else(|_| panic!("{name}: {answer:?}"));
         assert!(0 < number("x-takt-queue-wait-us") && 0 < number("x-takt-start-delay-us"), "{answer:?}");
         assert_ne!(answer.header("x-takt-instance"), "");

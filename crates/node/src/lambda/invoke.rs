@@ -10,7 +10,7 @@
 //! | `X-Takt-Conforming` | `true`: it kept to the guarantee's envelope; `false`: it did not, or there is no guarantee |
 //! | `X-Takt-Queue-Wait-Us` | from arrival to hand-over to an instance, microseconds |
 //! | `X-Takt-Start-Delay-Us` | from the conforming start (from arrival, where there is none) to the start, microseconds |
-//! | `X-Takt-Start-Bound-Us` | B: the promised start delay, microseconds; absent without a promise |
+//! | `X-Takt-Start-Within-Us` | B: the promised start delay, microseconds; absent without a promise |
 //! | `X-Takt-Instance` | the instance it ran on; absent when none did |
 
 mod answer;

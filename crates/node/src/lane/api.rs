@@ -257,7 +257,7 @@ impl<M: Machine> Core<M> {
         if progress.waited {
             return;
         }
-        let analysed = self.analysed_start_of(id).unwrap_or_default();
+        let analysed = self.start_bound_of(id).unwrap_or_default();
         let core = self.instances.get(&instance).and_then(super::instance::Instance::core);
         let entry = started.since(delivered).saturating_sub(analysed).min(crate::calibrate::ENTRY);
         let delay = delivered.since(arrived) + entry;
@@ -304,7 +304,7 @@ impl<M: Machine> Core<M> {
         instance: InstanceId,
         (allowance, conforming): (Allowance, Option<Time>),
     ) {
-        let start_bound = self.start_bound_of(id);
+        let start_within = self.start_within_of(id);
         let cpu = self.cpu_time(instance);
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let Some(known) = self.instances.get_mut(&instance) else { return };
@@ -313,7 +313,7 @@ impl<M: Machine> Core<M> {
         waiting.progress.waited = self.arriving != Some(id);
         waiting.progress.conforming = conforming;
         waiting.progress.instance = Some(instance);
-        waiting.progress.start_bound = start_bound;
+        waiting.progress.start_within = start_within;
         waiting.progress.run_time = Some(allowance.run_time);
         waiting.progress.instance_start = known.take_start();
         known.ration.earn();

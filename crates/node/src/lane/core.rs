@@ -625,13 +625,13 @@ impl<M: Machine> Core<M> {
     }
 
     /// B of the guarantee that a waiting invocation runs under.
-    pub(super) fn start_bound_of(&self, id: InvocationId) -> Option<Duration> {
+    pub(super) fn start_within_of(&self, id: InvocationId) -> Option<Duration> {
         let function = self.waiting.get(&id).and_then(|waiting| self.functions.get(&waiting.request.function))?;
         function.deployment.reservation.as_ref().map(|reservation| reservation.terms.start_within)
     }
 
     /// S of the guarantee that a waiting invocation runs under.
-    pub(super) fn analysed_start_of(&self, id: InvocationId) -> Option<Duration> {
+    pub(super) fn start_bound_of(&self, id: InvocationId) -> Option<Duration> {
         let function = self.waiting.get(&id).and_then(|waiting| self.functions.get(&waiting.request.function))?;
         function.deployment.reservation.as_ref().map(|reservation| reservation.start_bound)
     }

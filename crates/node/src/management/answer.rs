@@ -69,13 +69,13 @@ pub struct GuaranteeAnswer {
     pub warm: u32,
     /// B: the promised start delay.
     pub start_within: String,
-    /// S + T: the worst start delay now.
+    /// S: the worst start delay now as analysed, without T.
     pub start_bound: String,
     /// D: the promised end after arrival.
     pub deadline: Option<String>,
-    /// R + T: the worst end after the conforming start now.
+    /// R: the worst end after the conforming start now as analysed, without T.
     pub response_bound: String,
-    /// T: the dispatch tolerance as frozen.
+    /// T: the dispatch tolerance as frozen, part of both S + T <= B and R + T <= D.
     pub tolerance: String,
     /// Where its instances run.
     pub shards: Vec<ShardAnswer>,
@@ -257,9 +257,9 @@ impl GuaranteeAnswer {
             instances: grant.instances(),
             warm: grant.warm(),
             start_within: format_duration(terms.start_within),
-            start_bound: format_duration(grant.start_bound + grant.tolerance),
+            start_bound: format_duration(grant.start_bound),
             deadline: terms.deadline.map(|deadline| deadline.to_string()),
-            response_bound: format_duration(grant.response_bound + grant.tolerance),
+            response_bound: format_duration(grant.response_bound),
             tolerance: format_duration(grant.tolerance),
             shards: grant.shards.iter().map(shard).collect(),
             generation: None,

@@ -111,7 +111,7 @@ mod tests {
             arrived: Time::ZERO,
             delivered: None,
             started: None,
-            start_bound: None,
+            start_within: None,
             instance: None,
         };
         response(&Answer { id: InvocationId::from_random(0), trace: "Root=1-a", timing, log_tail: None }, outcome)

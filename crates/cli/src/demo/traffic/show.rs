@@ -473,8 +473,8 @@ fn in_words(granted: &Value) -> String {
         short(&granted["start_within"]),
         short(&granted["deadline"]),
         admission::plain(&granted["level"]),
-        short(&granted["start_bound"]),
-        short(&granted["response_bound"]),
+        admission::at_worst(granted, "start_bound"),
+        admission::at_worst(granted, "response_bound"),
         admission::plain(&granted["instances"]),
     )
 }

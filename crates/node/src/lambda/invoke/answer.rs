@@ -46,21 +46,21 @@ pub struct Timing {
     pub delivered: Option<Time>,
     pub started: Option<Time>,
     /// B: the promised start delay, where there is a promise.
-    pub start_bound: Option<Duration>,
+    pub start_within: Option<Duration>,
     pub instance: Option<InstanceId>,
 }
 
 impl Timing {
     /// The timing that the record of an invocation tells.
     #[must_use]
-    pub fn of(record: &record::Invocation, start_bound: Option<Duration>) -> Self {
+    pub fn of(record: &record::Invocation, start_within: Option<Duration>) -> Self {
         Self {
             class: record.class,
             conforming: record.conforming,
             arrived: record.arrived,
             delivered: record.delivered,
             started: record.started,
-            start_bound,
+            start_within,
             instance: record.instance,
         }
     }
@@ -84,7 +84,7 @@ impl Timing {
         // A lease's slot was taken before its input arrived.
         let from = self.conforming.map_or(self.arrived, |conforming| conforming.max(self.arrived));
         micros("x-takt-start-delay-us", self.started.map(|started| started.since(from)));
-        micros("x-takt-start-bound-us", self.start_bound);
+        micros("x-takt-start-within-us", self.start_within);
         if let Some(instance) = self.instance {
             insert(headers, "x-takt-instance", &instance.to_string());
         }
@@ -263,7 +263,7 @@ mod tests {
             arrived: Time::from_millis(10),
             delivered: Some(Time::from_micros(10_250)),
             started: Some(Time::from_micros(10_400)),
-            start_bound: Some(Duration::from_millis(80)),
+            start_within: Some(Duration::from_millis(80)),
             instance: Some(InstanceId(7)),
         }
     }
@@ -285,7 +285,7 @@ mod tests {
             ("x-takt-conforming", "true"),
             ("x-takt-queue-wait-us", "250"),
             ("x-takt-start-delay-us", "400"),
-            ("x-takt-start-bound-us", "80000"),
+            ("x-takt-start-within-us", "80000"),
             ("x-takt-instance", "i-7"),
         ] {
             assert_eq!(response.headers()[name], value, "{name}");
@@ -343,13 +343,13 @@ mod tests {
 
     #[test]
     fn without_a_promise_no_bound_is_told() {
-        let timing = Timing { class: Class::BestEffort, conforming: None, start_bound: None, started: None, ..timing() };
+        let timing = Timing { class: Class::BestEffort, conforming: None, start_within: None, started: None, ..timing() };
         let mut headers = HeaderMap::new();
         timing.write(&mut headers);
         assert_eq!(
             (&headers["x-takt-class"], &headers["x-takt-conforming"]),
             (&"best-effort".parse().unwrap(), &"false".parse().unwrap())
         );
-        assert!(!headers.contains_key("x-takt-start-bound-us") && !headers.contains_key("x-takt-start-delay-us"));
+        assert!(!headers.contains_key("x-takt-start-within-us") && !headers.contains_key("x-takt-start-delay-us"));
     }
 }
