@@ -125,6 +125,9 @@ pub enum Event {
     Drain,
 }
 
+/// The core whose real-time lane takes every request and every result: the first of the node's.
+pub const FRONT_CORE: u16 = 0;
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

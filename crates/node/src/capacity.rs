@@ -60,7 +60,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
     NodeCapacity {
         cores: u16::try_from(cores.len()).unwrap_or(u16::MAX),
         core_limit_thousandths: NodeCapacity::CORE_LIMIT_THOUSANDTHS,
-        front_core: 0,
+        front_core: engine::port::FRONT_CORE,
         front_cost: measured.front_cost,
         connection_cost: ASK_COST,
         front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,

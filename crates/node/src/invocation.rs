@@ -41,6 +41,8 @@ pub(crate) struct Waiting {
 pub(crate) struct Progress {
     pub(crate) conforming: Option<Time>,
     pub(crate) delivered: Option<Time>,
+    /// The end of the platform's part of the start, which T is about: a large input's way to the instance is not in it.
+    pub(crate) dispatched: Option<Time>,
     pub(crate) started: Option<Time>,
     pub(crate) instance: Option<InstanceId>,
     /// It was not handed over at its arrival: it waited for a slot or an instance.

@@ -45,6 +45,10 @@ impl Pulses {
         Self((0..cores).map(|_| Pulse::default()).collect())
     }
 
+    pub(crate) fn cores(&self) -> u16 {
+        u16::try_from(self.0.len()).unwrap_or(u16::MAX)
+    }
+
     /// What each core missed lately: its last gap, and the one that it is in at `now`.
     pub(crate) fn missed(&self, now: Time) -> impl Iterator<Item = Gap> {
         (0..).zip(&self.0).flat_map(move |(core, pulse)| {

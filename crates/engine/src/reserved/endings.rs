@@ -7,7 +7,7 @@ use model::{Cause, End, InstanceId, InvocationId, OnOverrun, Time};
 use super::fleet::State;
 use super::promise::{Facts, Missing};
 use super::{Engine, Invocation, Timer, Unproven};
-use crate::port::{Action, Placement, Refusal};
+use crate::port::{Action, FRONT_CORE, Placement, Refusal};
 use crate::verdict::{Bounds, started};
 
 impl Engine {
@@ -83,19 +83,22 @@ impl Engine {
     }
 
     /// A core was taken away: what ran there could not, so the bounds of its invocations move by as much. The analysis counts
-    /// time of the core, in which nothing else on it ran either.
+    /// time of the core, in which nothing else on it ran either. While the front's core is gone no result is taken, of any
+    /// core. Time in which both were gone counts once.
     pub(super) fn missed(&mut self, core: u16, from: Time, until: Time) {
-        self.gaps.note(core, from, until);
         for (id, invocation) in &mut self.invocations {
             if let Invocation::Running { facts, until: bound, .. } = invocation
-                && facts.core == core
+                && (facts.core == core || core == FRONT_CORE)
             {
-                let taken = until.since(from.max(facts.delivered.unwrap_or(facts.arrived)));
+                let from = from.max(facts.delivered.unwrap_or(facts.arrived));
+                let other = if facts.core == core { FRONT_CORE } else { facts.core };
+                let counted = if other == core { Duration::ZERO } else { self.gaps.taken(other, from, until) };
                 self.timers.remove(&(*bound, Timer::Stop(*id)));
-                *bound += taken;
+                *bound += until.since(from).saturating_sub(counted);
                 self.timers.insert((*bound, Timer::Stop(*id)));
             }
         }
+        self.gaps.note(core, from, until);
     }
 
     /// It is at its bound: it is stopped, and its client told so.

@@ -129,18 +129,24 @@ fn an_overrun_is_stopped_or_demoted_and_ends_by_its_bound() {
 }
 
 #[test]
-fn what_was_taken_from_a_core_is_not_taken_from_an_invocations_bound() {
-    for (core, ends) in [(0, 31), (1, 21)] {
+fn what_was_taken_from_a_core_or_the_fronts_is_not_taken_from_an_invocations_bound() {
+    // Gaps as (core, length), each ending 13 ms after the arrival, and what the invocation on core 1 is stopped after.
+    let cases: [(&[(u16, u64)], u32); 5] =
+        [(&[(2, 10)], 21), (&[(1, 10)], 31), (&[(0, 10)], 31), (&[(0, 10), (1, 6)], 31), (&[(1, 4), (0, 10)], 31)];
+    for (gaps, ends) in cases {
         let mut subject = subject(1, per_second(10), 1, 5 * MS);
         subject.terms().on_overrun = OnOverrun::Demote;
         subject.reservation().response_bound = 20 * MS;
+        subject.reservation().shards = vec![Shard { core: 1, priority: 9, instances: 1, warm: 1 }];
         let mut world = serving(&[&subject]);
         world.faults = Faults { overrun: 1000, ..Faults::default() };
         world.arrive_in(Duration::ZERO, 1, None);
-        world.gap_in(13 * MS, core, 10 * MS);
+        for (core, length) in gaps {
+            world.gap_in(13 * MS, *core, Duration::from_millis(*length));
+        }
         world.run_for(Duration::from_millis(90));
         let record = world.records().next().unwrap();
-        assert_eq!((record.core, record.end, record.ended), (0, End::Overran, record.arrived + ends * MS));
+        assert_eq!((record.core, record.end, record.ended), (1, End::Overran, record.arrived + ends * MS), "{gaps:?}");
     }
 }
 
@@ -191,10 +197,10 @@ fn a_redeploy_under_full_load_delays_nothing() {
 }
 
 #[test]
-fn a_late_start_is_steal_only_with_a_gap_on_its_core() {
-    for (core, cause) in [(0, Cause::Steal), (1, Cause::Bug)] {
+fn a_late_start_is_steal_only_with_a_gap_on_its_core_or_the_fronts() {
+    for (core, cause) in [(0, Cause::Steal), (1, Cause::Steal), (2, Cause::Bug)] {
         let mut subject = subject(1, per_second(10), 1, 5 * MS);
-        subject.reservation().shards = vec![Shard { core: 0, priority: 9, instances: 1, warm: 0 }];
+        subject.reservation().shards = vec![Shard { core: 1, priority: 9, instances: 1, warm: 0 }];
         let mut world = serving(&[&subject]);
         world.arrive_in(Duration::ZERO, 1, None); // no warm instance: starts COLD late
         world.gap_in(COLD + 10 * MS, core, 20 * MS);

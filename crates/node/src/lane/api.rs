@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use engine::port::{Allowance, Event};
+use engine::port::{Allowance, Event, FRONT_CORE};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode};
 use model::{End, InstanceId, InvocationId, Time};
@@ -31,6 +31,8 @@ use crate::lanes;
 const LIMITS: Limits = Limits { head_bytes: api::MAX_HEAD_BYTES, headers: 100 };
 /// Of a body above its limit this much is read and thrown away, so that the runtime gets to see the refusal.
 const DISCARDED_BYTES: usize = 32 << 20;
+/// An input up to this is written to its instance at once, whatever the instance does: the socket has room for it.
+const SMALL_BYTES: usize = 16 << 10;
 
 /// Serves one instance until its process ends.
 pub(super) async fn serve<M: Machine>(
@@ -244,15 +246,17 @@ impl<M: Machine> Core<M> {
     }
 
     /// Keeps the largest dispatch delay that neither the analysis nor a gap of the core explains: from the arrival until the
-    /// invocation was with its instance, and from there to its handler. That last stretch is stamped by the function's
+    /// invocation was with its instance (a large input's way there is the function's), and from there to its handler. That last stretch is stamped by the function's
     /// process, so it counts no more than calibration allows for it. What waited for a slot or an instance says nothing.
     fn note_delay(&mut self, id: InvocationId, instance: InstanceId) {
         let Some(waiting) = self.waiting.get(&id) else { return };
         let (progress, arrived) = (waiting.progress, waiting.request.arrived);
-        let (Some(_), Some(delivered), Some(started)) = (progress.conforming, progress.delivered, progress.started) else {
+        let (Some(conforming), Some(delivered), Some(dispatched), Some(started)) =
+            (progress.conforming, progress.delivered, progress.dispatched, progress.started)
+        else {
             return;
         };
-        let due = progress.conforming.map_or(arrived, |conforming| conforming.max(arrived));
+        let due = conforming.max(arrived);
         self.keep_delay(id, started.since(due));
         if progress.waited {
             return;
@@ -260,11 +264,11 @@ impl<M: Machine> Core<M> {
         let analysed = self.start_bound_of(id).unwrap_or_default();
         let core = self.instances.get(&instance).and_then(super::instance::Instance::core);
         let entry = started.since(delivered).saturating_sub(analysed).min(crate::calibrate::ENTRY);
-        let delay = delivered.since(arrived) + entry;
+        let delay = dispatched.since(arrived) + entry;
         let explained = self
             .recent_gaps
             .iter()
-            .any(|gap| (Some(gap.core) == core || gap.core == super::FRONT_CORE) && arrived < gap.until && gap.from < started);
+            .any(|gap| (Some(gap.core) == core || gap.core == FRONT_CORE) && arrived < gap.until && gap.from < started);
         if !explained {
             let nanos = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
             self.links.seen_ns.fetch_max(nanos, std::sync::atomic::Ordering::Relaxed);
@@ -292,6 +296,9 @@ impl<M: Machine> Core<M> {
         let at = clock::now();
         if let Some(waiting) = self.waiting.get_mut(&id) {
             waiting.progress.delivered = Some(at);
+            if waiting.request.payload.len() <= SMALL_BYTES {
+                waiting.progress.dispatched = Some(at);
+            }
             self.event_at(at, Event::Delivered { id, at });
         }
     }
@@ -310,6 +317,7 @@ impl<M: Machine> Core<M> {
         let Some(known) = self.instances.get_mut(&instance) else { return };
         known.rest.end(cpu);
         waiting.progress.delivered = Some(now);
+        waiting.progress.dispatched = Some(now);
         waiting.progress.waited = self.arriving != Some(id);
         waiting.progress.conforming = conforming;
         waiting.progress.instance = Some(instance);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::port::{Action, Deployment, Event, Placement, Refusal};
+use engine::port::{Action, Deployment, Event, FRONT_CORE, Placement, Refusal};
 use http::HeaderValue;
 use journal::record::{Counters, Record};
 use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Time, Version};
@@ -53,7 +53,7 @@ pub(crate) struct Core<M> {
     pub(super) watches: Watches,
     events: VecDeque<Event>,
     actions: Vec<Action>,
-    /// Time in which a core's probe was not run, since the lane started.
+    /// Time since the lane started in which a core's probe was not run, or the front's.
     pub(super) stolen: BTreeMap<u16, Duration>,
     /// The last gaps of all probes.
     pub(super) recent_gaps: VecDeque<Gap>,
@@ -338,7 +338,7 @@ impl<M: Machine> Core<M> {
             return;
         }
         *known = until;
-        *self.stolen.entry(core).or_default() += until.since(from);
+        self.count_stolen(Gap { core, from, until });
         if GAPS_MAX <= self.recent_gaps.len() {
             self.recent_gaps.pop_front();
         }
@@ -346,6 +346,20 @@ impl<M: Machine> Core<M> {
         self.links.note(Record::ProbeGap { core, from, until });
         self.machine.handle(now, Event::ProbeGap { core, from, until }, &mut self.actions);
         self.run_actions(now);
+    }
+
+    /// Adds a new gap to what was stolen from the functions of each core: its own gaps and the front's, none twice.
+    fn count_stolen(&mut self, gap: Gap) {
+        let length = gap.until.since(gap.from);
+        for core in 0..self.links.pulses.cores() {
+            let other = if core == gap.core { FRONT_CORE } else { core };
+            if gap.core != core && gap.core != FRONT_CORE {
+                continue;
+            }
+            let same = |it: &&Gap| it.core == other && other != gap.core;
+            let twice = self.recent_gaps.iter().filter(same).map(|it| it.until.min(gap.until).since(it.from.max(gap.from)));
+            *self.stolen.entry(core).or_default() += length.saturating_sub(twice.sum());
+        }
     }
 
     fn install(&mut self, deployment: Deployment, image: Arc<Image>, done: oneshot::Sender<Installed>) {
@@ -413,6 +427,11 @@ impl<M: Machine> Core<M> {
     /// Takes over an invocation from the other lane.
     pub(super) fn adopt(&mut self, mut waiting: Waiting, class: Class) {
         waiting.class = class;
+        match class {
+            // How long the lane without a promise took to read it and hand it over is not this one's delay.
+            Class::Guaranteed => waiting.request.arrived = clock::now(),
+            Class::BestEffort => {}
+        }
         self.take_in(waiting, None);
     }
 

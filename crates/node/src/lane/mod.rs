@@ -53,8 +53,6 @@ use crate::{lanes, management};
 
 /// Priority of the guaranteed lane's thread: above every instance, below the probe.
 pub(crate) const PRIORITY: u8 = 70;
-/// The core of the guaranteed lane's thread, in the numbering of admission.
-const FRONT_CORE: u16 = 0;
 /// Connections that one lane holds at once; one more is refused before anything of it is read.
 const CONNECTIONS_MAX: usize = 8_192;
 /// Accepts per second, and at once, that the guaranteed lane's admission accounts for.
