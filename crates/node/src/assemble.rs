@@ -3,7 +3,7 @@
 //! Every thread ends when the queue it serves closes. Stopping therefore means: have the lanes drain, then drop the ends that
 //! feed them, and join.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use engine::{reserved, shared};
 use journal::record::{NodeStarted, Record};
-use model::{InvocationId, Time};
+use model::{FunctionName, InvocationId, Time};
 use plan::admission::NodeCapacity;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
@@ -23,6 +23,7 @@ use runtime::sandbox::{self, Language};
 use runtime::sys::{clock, sched};
 use runtime::{bootstrap, package};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::calibrate::{Classes, Measured};
 use crate::code::{Codes, Unpack};
@@ -33,7 +34,7 @@ use crate::keyring::{Keyring, Rotations};
 use crate::lane::links::{HAND_OVERS_MAX, Links, ORDERS_MAX, Order};
 use crate::lane::message::{Command, Moved, News, Traffic};
 use crate::lane::{self, Inbox, Machine, Start, ThreadPlacement};
-use crate::lanes::{Lane, Observed};
+use crate::lanes::Lane;
 use crate::logs::{self, Appender};
 use crate::management::{self, DataSource, EvidenceHealth, Host, Report, Usage};
 use crate::probe::{Gap, Probes, Pulses};
@@ -545,11 +546,20 @@ impl Serving<'_> {
         let started = clock::now();
         let mut tolerance = self.node.capacity.tolerance;
         let mut last_gate = Gate::Open;
+        // A control plane that brings up a deployment answers later; evidence and threads are looked after meanwhile.
+        let mut asking = JoinSet::new();
+        let mut slowest = BTreeMap::new();
         loop {
             tokio::select! {
                 Some((name, outcome)) = ends.recv() => {
                     let reason = outcome.err().unwrap_or_else(|| "it ended by itself".to_owned());
                     return Err(Error::Ended { name, reason });
+                }
+                Some(answered) = asking.join_next() => {
+                    if !matches!(answered, Ok(Ok(()))) {
+                        // It was too busy, or is ending: whatever still holds is told again at the next look.
+                        (tolerance, slowest) = (self.node.capacity.tolerance, BTreeMap::new());
+                    }
                 }
                 // Not within the choice: a rotation that was begun is not given up for the next look.
                 Some(done) = keyring.asked() => keyring.answer(done).await,
@@ -562,31 +572,19 @@ impl Serving<'_> {
                     }
                     let seen = Duration::from_nanos(self.seen_ns.load(Ordering::Relaxed));
                     if tolerance < seen {
-                        let raised = seen + seen / RISE_MARGIN;
-                        // Functions that no longer fit are suspended and say so themselves. A control plane that is busy is
-                        // asked again at the next look.
-                        if control.tolerance_raised(raised).await.is_ok() {
-                            tolerance = raised;
-                        }
+                        tolerance = seen + seen / RISE_MARGIN;
+                        let (control, raised) = (control.clone(), tolerance);
+                        // Functions that no longer fit are suspended and say so themselves. A control plane that has ended
+                        // says so itself.
+                        asking.spawn_local(async move { control.tolerance_raised(raised).await.map(drop) });
                     }
                     let usage = self.handle.usage().await.map_err(|_| closed())?;
-                    self.look_at_needs(control, &usage).await;
+                    for (name, start) in slower(&control.view(), &usage, &mut slowest) {
+                        let control = control.clone();
+                        asking.spawn_local(async move { control.starts_slower(name, start).await });
+                    }
                     host.look(self.report(&health, clock::now().since(started), usage));
                 }
-            }
-        }
-    }
-
-    /// Has functions whose instances need more than admission counts admitted again.
-    async fn look_at_needs(&self, control: &control::Handle, usage: &lane::Usage) {
-        let view = control.view();
-        for (usage, _) in &usage.functions {
-            let Ok(name) = usage.function.parse() else { continue };
-            let Some(demand) = view.grant(&name).map(|grant| &grant.demand) else { continue };
-            let observed = Observed { start: usage.start_slowest, returning: usage.returning_dearest };
-            if demand.cold_start < observed.start || demand.instance_cost < observed.returning {
-                // A control plane that is busy is asked again at the next look.
-                let _busy = control.needs_more(name, observed).await;
             }
         }
     }
@@ -605,6 +603,26 @@ impl Serving<'_> {
             tolerance_seen: Duration::from_nanos(self.seen_ns.load(Ordering::Relaxed)),
         }
     }
+}
+
+/// Functions whose instances start slower than admission counts, each told once for each slowest start.
+fn slower(
+    view: &control::View,
+    usage: &lane::Usage,
+    told: &mut BTreeMap<FunctionName, Duration>,
+) -> Vec<(FunctionName, Duration)> {
+    told.retain(|name, _| view.grant(name).is_some());
+    let mut slower = Vec::new();
+    for (usage, _) in &usage.functions {
+        let Ok(name) = usage.function.parse::<FunctionName>() else { continue };
+        let Some(grant) = view.grant(&name) else { continue };
+        let start = usage.start_slowest;
+        if grant.demand.cold_start < start && told.get(&name).is_none_or(|told| *told < start) {
+            told.insert(name.clone(), start);
+            slower.push((name, start));
+        }
+    }
+    slower
 }
 
 fn closed() -> Error {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::auth::keys::Keys;
 use crate::lane::Usage;
 use crate::lane::message::Command;
-use crate::lanes::{Closed, Image, Installed, Lane, Lanes, Lease, LeaseError, Observed, Pending, Route};
+use crate::lanes::{Closed, Image, Installed, Lane, Lanes, Lease, LeaseError, Pending, Route};
 
 /// Commands that may wait for a lane.
 pub(crate) const COMMANDS_MAX: usize = 256;
@@ -118,7 +118,7 @@ impl Lanes for Handle {
         Box::pin(ask(self.guaranteed.clone(), move |done| Command::Revise { function, reservation, done }))
     }
 
-    fn warm(&self, function: FunctionKey) -> Pending<Result<Observed, Closed>> {
+    fn warm(&self, function: FunctionKey) -> Pending<Result<Duration, Closed>> {
         Box::pin(ask(self.guaranteed.clone(), move |done| Command::Warm { function, done }))
     }
 

@@ -35,15 +35,6 @@ pub enum Installed {
     },
 }
 
-/// What a function's instances were seen to need, the most since its version was installed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    /// From the order to start one until it could take an invocation.
-    pub start: Duration,
-    /// CPU from the answer to an invocation until it asked for the next.
-    pub returning: Duration,
-}
-
 /// The lanes have shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the node is shutting down")]
@@ -83,9 +74,9 @@ pub trait Lanes: Send + Sync + 'static {
     /// Changes priorities, bounds or T of a function in the guaranteed lane whose code stays as it is.
     fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>>;
 
-    /// Ends when a function of the guaranteed lane has its warm reserve, or is gone; answers what was observed of its
-    /// instances.
-    fn warm(&self, function: FunctionKey) -> Pending<Result<Observed, Closed>>;
+    /// Ends when a function of the guaranteed lane has its warm reserve, or is gone; answers how long
+    /// the slowest start of its version took, from the order until it could take an invocation.
+    fn warm(&self, function: FunctionKey) -> Pending<Result<Duration, Closed>>;
 
     /// Removes a function from a lane; its running invocations may end.
     fn remove(&self, lane: Lane, function: FunctionKey) -> Pending<Result<(), Closed>>;

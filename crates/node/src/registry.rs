@@ -72,8 +72,6 @@ impl Function {
 pub struct Measured {
     /// L_cold: of the start of an instance.
     pub cold_start: Duration,
-    /// CPU per invocation around the handler, where it is more than its runtime's.
-    pub instance_cost: Duration,
 }
 
 /// One version: configuration and code.
@@ -334,7 +332,7 @@ mod tests {
             pending: None,
             last_update: LastUpdate::Successful,
             admitted: Some(Admitted { order: 1, generation: 2 }),
-            measured: Measured { cold_start: Duration::from_millis(80), ..Measured::default() },
+            measured: Measured { cold_start: Duration::from_millis(80) },
             created_ms: 1,
             modified_ms: 2,
             revision,

@@ -73,7 +73,7 @@ pub(crate) async fn measure(client: &Client, kit: &Kit, data: &Path) -> (Costs, 
         };
         let key = key(runtime, &interpreter.program, &kit.clients);
         let cost = match known.get(&key) {
-            Some(ns) => Some(Duration::from_nanos(*ns)),
+            Some(ns) => Some(Duration::from_nanos(*ns).max(LEAST)),
             None => match tokio::time::timeout(WITHIN, one(client, kit, (runtime, handler), data)).await {
                 Ok(Ok(mean)) => {
                     let cost = (mean * 3 / 2).max(LEAST);

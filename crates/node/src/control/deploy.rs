@@ -4,6 +4,7 @@
 //! does the new version become the function. Every step before that one can be undone, and is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::port::Deployment;
 use journal::record::EndedBecause;
@@ -16,7 +17,7 @@ use super::{
     Answer, Change, Deploy, Error, Gate, Running, Service, Which, deployment, reservation, until_closing, with_larger_reserve,
 };
 use crate::code::Code;
-use crate::lanes::{Closed, Image, Installed, Lane, Observed};
+use crate::lanes::{Closed, Image, Installed, Lane};
 use crate::registry::{Admitted, Change as Entry, Deployed, Function, LastUpdate, Measured, State};
 
 const MAX_DESCRIPTION: usize = 256;
@@ -255,8 +256,8 @@ impl Service {
     async fn measure(&mut self, name: &FunctionName, place: &mut Place, next: &mut Running) -> Result<(), Error> {
         loop {
             let Some((grant, admitted)) = place.grant.as_ref().zip(place.admitted) else { return Ok(()) };
-            let observed = self.warm(name, next.key).await?;
-            place.measured.cold_start = observed.start.saturating_mul(START_MARGIN);
+            let slowest = self.warm(name, next.key).await?;
+            place.measured.cold_start = slowest.saturating_mul(START_MARGIN);
             // More instances may start more slowly; the reserve ends this by having reached K.
             if place.measured.cold_start <= grant.demand.cold_start || grant.instances() <= grant.warm() {
                 return Ok(());
@@ -278,7 +279,7 @@ impl Service {
         }
     }
 
-    async fn warm(&self, name: &FunctionName, key: FunctionKey) -> Result<Observed, Error> {
+    async fn warm(&self, name: &FunctionName, key: FunctionKey) -> Result<Duration, Error> {
         let mut closing = self.closing.clone();
         let limit = self.options.install_limit;
         tokio::select! {

@@ -31,7 +31,7 @@ pub use error::Error;
 pub use view::{Gate, Home, Phase, View};
 
 use crate::code::{CodeId, Codes};
-use crate::lanes::{Closed, Image, Lane, Lanes, Lease, LeaseError, Observed, Route, Standing};
+use crate::lanes::{Closed, Image, Lane, Lanes, Lease, LeaseError, Route, Standing};
 use crate::registry::{self, Change as Entry, Deployed, Function, Registry};
 
 /// Operations that may wait for the control plane.
@@ -168,7 +168,7 @@ enum Command {
     Delete { name: FunctionName, revision: Option<u64>, done: Reply<()> },
     PutRateClass { class: RateClass, done: Reply<()> },
     DeleteRateClass { class: RateClassName, done: Reply<()> },
-    Observed { function: FunctionName, observed: Observed, done: Reply<()> },
+    StartsSlower { function: FunctionName, start: Duration, done: Reply<()> },
     RaiseTolerance { tolerance: Duration, done: Reply<Vec<FunctionName>> },
     Gate(Gate),
 }
@@ -253,9 +253,9 @@ impl Handle {
         self.ask(|done| Command::RaiseTolerance { tolerance, done }).await
     }
 
-    /// Instances of a function were seen to need more than admission counts: it is admitted again with that.
-    pub async fn needs_more(&self, function: FunctionName, observed: Observed) -> Result<(), Error> {
-        self.ask(|done| Command::Observed { function, observed, done }).await
+    /// A function's instances were seen to take longer to start than admission counts: its reserve grows.
+    pub async fn starts_slower(&self, function: FunctionName, start: Duration) -> Result<(), Error> {
+        self.ask(|done| Command::StartsSlower { function, start, done }).await
     }
 
     /// The evidence cannot be written, or can again: no guarantee is given in between.
@@ -418,7 +418,7 @@ impl Service {
             Command::Delete { name, revision, done } => done.send(self.delete(&name, revision).await).is_err(),
             Command::PutRateClass { class, done } => done.send(self.put_rate_class(class).await).is_err(),
             Command::DeleteRateClass { class, done } => done.send(self.delete_rate_class(class).await).is_err(),
-            Command::Observed { function, observed, done } => done.send(self.needs_more(&function, observed).await).is_err(),
+            Command::StartsSlower { function, start, done } => done.send(self.starts_slower(&function, start).await).is_err(),
             Command::RaiseTolerance { tolerance, done } => done.send(self.raise_tolerance(tolerance).await).is_err(),
             Command::Gate(gate) => {
                 self.gate = gate;

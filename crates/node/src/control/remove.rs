@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use journal::record::{EndedBecause, Record};
 use model::{FunctionName, RateClass, RateClassName};
-use plan::admission::{Book, Demand, NodeCapacity};
+use plan::admission::{Book, Demand, Grant, NodeCapacity};
 
 use super::deploy::START_MARGIN;
 use super::{Error, Service, Which};
-use crate::lanes::{Lane, Observed, Route, Standing};
-use crate::registry::{Change as Entry, Function, State};
+use crate::lanes::{Lane, Route, Standing};
+use crate::registry::{Change as Entry, Function, Measured, State};
 
 impl Service {
     pub(super) async fn delete(&mut self, name: &FunctionName, revision: Option<u64>) -> Result<(), Error> {
@@ -99,28 +99,23 @@ impl Service {
         Ok(suspended.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// A function's instances need more than admission counts. A slower start makes its reserve grow, within its K, and always
-    /// fits. A larger cost is counted from here on where it fits beside the others; where not, the metrics show it, and what
-    /// the instance uses between invocations stays within its budget there.
-    pub(super) async fn needs_more(&mut self, name: &FunctionName, observed: Observed) -> Result<(), Error> {
+    /// A function's instances start slower than admission counts: its reserve grows, within its K. That takes nothing from
+    /// others; where the book has no place for it on the same cores all the same, the reserve stays and the metrics show it.
+    pub(super) async fn starts_slower(&mut self, name: &FunctionName, start: Duration) -> Result<(), Error> {
         let (Some(function), Some(grant)) = (self.registry.get(name).cloned(), self.book.grant(name)) else {
             return Ok(()); // it is gone, or its guarantee
         };
-        let (known, mut measured, mut book) = (&grant.demand, function.measured, None);
-        if known.cold_start < observed.start {
-            measured.cold_start = observed.start.saturating_mul(START_MARGIN);
-            let demand = Demand { cold_start: measured.cold_start, ..known.clone() };
-            book = self.book.admit(&demand).ok().map(|(book, _)| book);
+        let measured = Measured { cold_start: start.saturating_mul(START_MARGIN) };
+        if measured.cold_start <= grant.demand.cold_start {
+            return Ok(());
         }
-        let base = book.as_ref().unwrap_or(&self.book);
-        if known.instance_cost < observed.returning {
-            let instance_cost = observed.returning + observed.returning / 2;
-            let demand = Demand { instance_cost, cold_start: known.cold_start.max(measured.cold_start), ..known.clone() };
-            if let Ok((next, _)) = base.admit(&demand) {
-                (measured.instance_cost, book) = (instance_cost, Some(next));
-            }
-        }
-        let Some(book) = book else { return Ok(()) };
+        let demand = Demand { cold_start: measured.cold_start, ..grant.demand.clone() };
+        let stays = |grant: &Grant, next: &Grant| {
+            grant.shards.iter().map(|shard| shard.core).eq(next.shards.iter().map(|shard| shard.core))
+        };
+        let Some((book, _)) = self.book.admit(&demand).ok().filter(|(_, answer)| stays(grant, &answer.grant)) else {
+            return Ok(());
+        };
         let told = std::mem::replace(&mut self.book, Arc::new(book));
         self.options.starts.set(&self.book);
         let revision = self.registry.draw();

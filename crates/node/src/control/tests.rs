@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::code::{CodeId, Unpack};
-use crate::lanes::{Installed, Observed, Pending};
+use crate::lanes::{Installed, Pending};
 use crate::registry::{LastUpdate, State};
 
 const US: Duration = Duration::from_micros(1);
@@ -69,7 +69,7 @@ struct LanesInner {
     serving: BTreeMap<(FunctionKey, bool), Deployment>,
     routes: BTreeMap<FunctionName, (Standing, Version)>,
     calls: Vec<String>,
-    observed: Observed,
+    slowest_start: Duration,
     /// What a crash at the moment of each call leaves.
     crashes: Option<Crashes>,
 }
@@ -101,8 +101,8 @@ impl FakeLanes {
         self.inner.lock().unwrap().routes.get(&name.parse::<FunctionName>().unwrap()).copied()
     }
 
-    fn observe(&self, start: Duration, returning: Duration) {
-        self.inner.lock().unwrap().observed = Observed { start, returning };
+    fn starts_take(&self, start: Duration) {
+        self.inner.lock().unwrap().slowest_start = start;
     }
 
     /// W of what serves in the guaranteed lane, as the lane was told last.
@@ -141,8 +141,8 @@ impl Lanes for FakeLanes {
         now(Ok(()))
     }
 
-    fn warm(&self, _: FunctionKey) -> Pending<Result<Observed, Closed>> {
-        now(Ok(self.inner.lock().unwrap().observed))
+    fn warm(&self, _: FunctionKey) -> Pending<Result<Duration, Closed>> {
+        now(Ok(self.inner.lock().unwrap().slowest_start))
     }
 
     fn remove(&self, lane: Lane, function: FunctionKey) -> Pending<Result<(), Closed>> {
@@ -484,7 +484,7 @@ const LONG: &str = "rate = \"10/s\"\nmax_run_time = \"1s\"\ncpu = 0.01\nstart_wi
 #[tokio::test]
 async fn the_warm_reserve_rests_on_the_starts_that_were_seen_and_survives_a_restart() {
     let world = World::new().await;
-    world.lanes.observe(Duration::from_millis(150), Duration::ZERO);
+    world.lanes.starts_take(Duration::from_millis(150));
     world.put(spec("f", LONG, "h"), b"one").await.unwrap();
     let warm = |world: &World| world.lanes.warm_of(world.control.view().homes[&"f".parse().unwrap()].key);
     let name = "f".parse().unwrap();
@@ -496,20 +496,18 @@ async fn the_warm_reserve_rests_on_the_starts_that_were_seen_and_survives_a_rest
 }
 
 #[tokio::test]
-async fn a_start_that_becomes_slower_and_a_return_that_becomes_dearer_are_admitted_again() {
+async fn a_start_that_becomes_slower_is_admitted_again() {
     let world = World::new().await;
     world.put(spec("f", LONG, "h"), b"one").await.unwrap();
     let name: FunctionName = "f".parse().unwrap();
     let before = world.control.view().grant(&name).unwrap().clone();
-    let observed = Observed { start: Duration::from_millis(250), returning: Duration::from_millis(1) };
-    world.control.needs_more(name.clone(), observed).await.unwrap();
+    world.control.starts_slower(name.clone(), Duration::from_millis(250)).await.unwrap();
     let after = world.control.view().grant(&name).unwrap().clone();
-    assert_eq!((after.demand.cold_start, after.demand.instance_cost), (Duration::from_millis(500), 1_500 * US));
-    assert!(before.warm() < after.warm() && before.response_bound < after.response_bound);
+    assert_eq!(after.demand.cold_start, Duration::from_millis(500));
+    assert!(before.warm() < after.warm());
     assert_eq!(world.lanes.warm_of(world.control.view().homes[&name].key), after.warm(), "the lane was told");
-    // What does not fit leaves the guarantee as it was given.
-    let absurd = Observed { returning: Duration::from_secs(1), ..observed };
-    world.control.needs_more(name.clone(), absurd).await.unwrap();
+    // A faster one says nothing.
+    world.control.starts_slower(name.clone(), Duration::from_millis(10)).await.unwrap();
     assert_eq!(*world.control.view().grant(&name).unwrap(), after);
     world.check();
     let again = world.restart(options()).await;

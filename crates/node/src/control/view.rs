@@ -96,6 +96,6 @@ pub(super) fn demand<'a>(
         cold_start: measured.cold_start.max(costs.cold_start_least),
         recycle: costs.recycle,
         connections: connections_per_invocation(spec.runtime),
-        instance_cost: measured.instance_cost.max(costs.instance_cost(spec.runtime)),
+        instance_cost: costs.instance_cost(spec.runtime),
     }))
 }

@@ -24,7 +24,7 @@ use crate::front::Front;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::{Ending, Outcome, Progress, Request, Waiting};
 use crate::lambda::invoke;
-use crate::lanes::{Image, Installed, Lane, Lease, LeaseError, Observed, Route, Standing};
+use crate::lanes::{Image, Installed, Lane, Lease, LeaseError, Route, Standing};
 use crate::management;
 use crate::probe::Gap;
 
@@ -65,7 +65,7 @@ pub(crate) struct Core<M> {
     counted: Vec<Counters>,
     drained: Option<oneshot::Sender<()>>,
     /// Functions whose warm reserve the control plane waits for; few, as it waits for one deployment at a time.
-    warming: Vec<(FunctionKey, oneshot::Sender<Observed>)>,
+    warming: Vec<(FunctionKey, oneshot::Sender<Duration>)>,
     /// What the guaranteed functions may have this lane do beyond their guarantees: in the guaranteed lane requests that take
     /// no slot, in the other one requests and connections that are sent to the guaranteed lane.
     excess: Shares<FunctionKey>,
@@ -102,6 +102,15 @@ struct Function {
     used: Duration,
     pub(super) delays: Delays,
     observed: Observed,
+}
+
+/// What a function's instances were seen to need, the most since its version was installed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Observed {
+    /// From the order to start one until it could take an invocation.
+    start: Duration,
+    /// CPU from the answer to an invocation until it asked for the next.
+    returning: Duration,
 }
 
 impl<M: Machine> Core<M> {
@@ -155,6 +164,11 @@ impl<M: Machine> Core<M> {
             self.wake_machine(now);
         }
         self.events.push_back(event);
+        self.settle(now);
+    }
+
+    /// Tells the machine what its own actions brought about, and whoever waits for where that led.
+    fn settle(&mut self, now: Time) {
         while let Some(event) = self.events.pop_front() {
             self.machine.handle(now, event, &mut self.actions);
             self.run_actions(clock::now().max(now));
@@ -170,8 +184,7 @@ impl<M: Machine> Core<M> {
             self.check_watch(now, id);
         }
         self.look_at_resting(now);
-        self.tell_warm();
-        self.finish_drain();
+        self.settle(now);
     }
 
     fn wake_machine(&mut self, now: Time) {
@@ -288,7 +301,7 @@ impl<M: Machine> Core<M> {
                 continue;
             }
             // The control plane that gave up waiting needs no answer.
-            let _ = done.send(known.map(|known| known.observed).unwrap_or_default());
+            let _ = done.send(known.map(|known| known.observed.start).unwrap_or_default());
         }
     }
 
@@ -346,6 +359,7 @@ impl<M: Machine> Core<M> {
         self.links.note(Record::ProbeGap { core, from, until });
         self.machine.handle(now, Event::ProbeGap { core, from, until }, &mut self.actions);
         self.run_actions(now);
+        self.settle(now);
     }
 
     /// Adds a new gap to what was stolen from the functions of each core: its own gaps and the front's, none twice.

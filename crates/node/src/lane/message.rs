@@ -16,7 +16,7 @@ use super::client::{Manners, Rendering};
 use crate::auth::keys::Keys;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::Waiting;
-use crate::lanes::{Image, Installed, Lease, LeaseError, Observed, Route};
+use crate::lanes::{Image, Installed, Lease, LeaseError, Route};
 use crate::probe::Gap;
 
 /// Commands of the control plane.
@@ -34,7 +34,7 @@ pub(crate) enum Command {
     /// Answers once the function has its warm reserve, or is gone.
     Warm {
         function: FunctionKey,
-        done: oneshot::Sender<Observed>,
+        done: oneshot::Sender<Duration>,
     },
     Remove {
         function: FunctionKey,
