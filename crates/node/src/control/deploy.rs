@@ -238,9 +238,7 @@ impl Service {
             let beside_old = self.book.grant(name).is_some();
             let which = if beside_old { Which::Rising } else { Which::All };
             self.revise(&self.book, &place.next, Some(name), which).await?;
-            for neighbour in with_larger_reserve(&self.book, &place.next, Some(name), which) {
-                self.until_warm(&neighbour).await?;
-            }
+            self.until_warm(with_larger_reserve(&self.book, &place.next, Some(name), which)).await?;
         }
         if let Some((grant, generation)) = self.new_guarantee(name, place) {
             self.record_given(grant, generation);
@@ -271,12 +269,18 @@ impl Service {
         }
     }
 
-    /// Ends when a function that runs has its warm reserve.
-    pub(super) async fn until_warm(&self, name: &FunctionName) -> Result<(), Error> {
-        match self.running.get(name) {
-            Some(running) => self.warm(name, running.key).await.map(|_| ()),
-            None => Ok(()),
+    /// Ends when all of these functions that run have their warm reserve; one limit holds for all together.
+    async fn until_warm(&self, names: impl IntoIterator<Item = FunctionName>) -> Result<(), Error> {
+        let limit = self.options.install_limit;
+        let until = tokio::time::Instant::now() + limit;
+        for name in names {
+            let Some(running) = self.running.get(&name) else { continue };
+            match tokio::time::timeout_at(until, self.warm(&name, running.key)).await {
+                Ok(warm) => warm.map(|_slowest_start| ())?,
+                Err(_) => return Err(Error::NotReady { function: name, limit }),
+            }
         }
+        Ok(())
     }
 
     async fn warm(&self, name: &FunctionName, key: FunctionKey) -> Result<Duration, Error> {
@@ -363,10 +367,8 @@ impl Service {
         }
         if !all_told {
             let _closing = self.revise(&told, &self.book, Some(name), Which::All).await;
-            for neighbour in with_larger_reserve(&told, &self.book, Some(name), Which::All) {
-                // It is admitted and serves: a reserve that does not fill is a failure of that neighbour's own instances.
-                let _slow = self.until_warm(&neighbour).await;
-            }
+            // It is admitted and serves: a reserve that does not fill is a failure of that neighbour's own instances.
+            let _slow = self.until_warm(with_larger_reserve(&told, &self.book, Some(name), Which::All)).await;
         }
         if let Some(old) = &draft.old {
             self.retire(&old.current);
