@@ -22,7 +22,7 @@ const REALTIME_PRIORITY: u8 = 5;
 /// The hidden command that makes this program a generator.
 pub(crate) const ROLE: &str = "generate";
 /// How long an open loop waits for one answer: whoever is this late has failed.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a flood's client waits before it hangs up; so the flood goes on at its rate whatever is answered.
 const FLOOD_PATIENCE: Duration = Duration::from_millis(500);
 /// Connections a paced load opens before it begins.
