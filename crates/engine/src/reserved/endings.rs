@@ -110,7 +110,7 @@ impl Engine {
         let Some((mut facts, instance)) = self.leave_instance(id) else { return };
         facts.overran |= end == End::Overran;
         actions.push(Action::Fail { id, end });
-        self.lose(instance);
+        self.lose(instance, facts.delivered);
         self.kill(instance, actions);
         self.conclude(id, &facts, end, actions);
     }
@@ -179,7 +179,11 @@ impl Engine {
             return self.write(facts.promise, record, actions);
         }
         let otherwise = if late_start { start_cause(facts, bounds, end) } else { end_cause(facts, end) };
-        let unproven = Unproven { record, promise: facts.promise, otherwise };
+        let lost = match facts.waited {
+            Some(Missing::Lost { from, until }) if late_start => Some((from, until)),
+            Some(Missing::Lost { .. } | Missing::Unstarted | Missing::Never) | None => None,
+        };
+        let unproven = Unproven { record, promise: facts.promise, otherwise, lost };
         let number = self.number();
         self.unproven.insert(number, unproven);
         self.timers.insert((self.now + self.options.evidence_wait, Timer::Write(number)));
@@ -187,11 +191,18 @@ impl Engine {
 
     /// The evidence is in, or will not come.
     pub(super) fn write_unproven(&mut self, number: u64, actions: &mut Vec<Action>) {
-        let Some(Unproven { mut record, promise, otherwise }) = self.unproven.remove(&number) else { return };
+        let Some(Unproven { mut record, promise, otherwise, lost }) = self.unproven.remove(&number) else { return };
         let bounds = self.promises[&promise].bounds();
         let until = if bounds.late_end(&record) { record.ended } else { started(&record).unwrap_or(record.ended) };
         let stolen = Bounds::due(&record).is_some_and(|due| self.gaps.overlap(record.core, due, until));
-        record.violation = Some(if stolen { Cause::Steal } else { otherwise });
+        // Its instance went while its core was away: whether the function or that is to blame, nobody knows. Steal it is only
+        // where the gap lies in the violation itself, which is what an audit can see.
+        let disturbed = lost.is_some_and(|(from, until)| self.gaps.overlap(record.core, from, until));
+        record.violation = Some(match (stolen, disturbed) {
+            (true, _) => Cause::Steal,
+            (false, true) => Cause::Unknown,
+            (false, false) => otherwise,
+        });
         self.write(promise, record, actions);
     }
 
@@ -209,7 +220,7 @@ impl Engine {
 fn start_cause(facts: &Facts, bounds: Bounds, end: End) -> Cause {
     let limit = facts.due() + bounds.start_within;
     match (facts.waited, facts.delivered) {
-        (Some(Missing::Lost), _) => Cause::Function,
+        (Some(Missing::Lost { .. }), _) => Cause::Function,
         (Some(Missing::Unstarted), _) => Cause::Unknown,
         (Some(Missing::Never), _) => Cause::Bug,
         // The lane itself handed it over too late.

@@ -384,25 +384,26 @@ impl Engine {
                 if let Some(bay) = self.bay_of(id) {
                     bay.drop_idle(id);
                 }
-                self.lose(id);
+                self.lose(id, None);
                 self.leave_fleet(id);
                 self.start_failed(id, key, actions);
             }
             State::Held { lease } => {
-                self.lose(id);
+                self.lose(id, None);
                 self.leave_fleet(id);
                 self.reseat(lease, actions);
             }
             State::Busy { invocation } => {
-                self.lose(id);
+                let left = self.leave_instance(invocation);
+                self.lose(id, left.as_ref().and_then(|(facts, _)| facts.delivered));
                 self.leave_fleet(id);
-                if let Some((facts, _)) = self.leave_instance(invocation) {
+                if let Some((facts, _)) = left {
                     actions.push(Action::Fail { id: invocation, end: End::Crashed });
                     self.conclude(invocation, &facts, End::Crashed, actions);
                 }
             }
             State::Finishing => {
-                self.lose(id);
+                self.lose(id, None);
                 self.leave_fleet(id);
             }
             State::Dying => self.leave_fleet(id),
@@ -473,10 +474,12 @@ impl Engine {
         actions.push(Action::Kill { instance: id });
     }
 
-    /// An instance was lost to its own crash, its overrun or its client.
-    pub(super) fn lose(&mut self, id: InstanceId) {
+    /// An instance was lost to its own crash, its overrun or its client: at work since `from`, or else not long after that.
+    pub(super) fn lose(&mut self, id: InstanceId, from: Option<Time>) {
+        let until = self.now;
+        let from = from.unwrap_or_else(|| until.before(self.options.evidence_wait));
         if let Some(bay) = self.bay_of(id) {
-            bay.short = Some(Missing::Lost);
+            bay.short = Some(Missing::Lost { from, until });
         }
     }
 

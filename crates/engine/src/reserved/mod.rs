@@ -175,6 +175,8 @@ struct Unproven {
     record: record::Invocation,
     promise: PromiseId,
     otherwise: model::Cause,
+    /// It waited because an instance was lost; when what led to that happened.
+    lost: Option<(Time, Time)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -121,8 +121,8 @@ pub(super) struct Taken {
 /// Why no idle instance was there for a conforming start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
-    /// Instances were lost to the function's own crash, overrun or client shortly before.
-    Lost,
+    /// An instance was lost to the function's own crash, overrun or client. What led to that happened between these instants.
+    Lost { from: Time, until: Time },
     /// An instance could not be started.
     Unstarted,
     /// Nothing of that happened: the warm reserve did not hold.

@@ -210,6 +210,22 @@ fn a_late_start_is_steal_only_with_a_gap_on_its_core_or_the_fronts() {
 }
 
 #[test]
+fn a_wait_for_the_successor_of_an_instance_lost_beside_a_gap_is_not_laid_to_the_function() {
+    for (core, cause) in [(0, Cause::Unknown), (1, Cause::Function)] {
+        let mut subject = subject(1, per_second(20), 1, 40 * MS);
+        subject.reservation().shards = vec![Shard { core: 0, priority: 9, instances: 1, warm: 1 }];
+        let mut world = serving(&[&subject]);
+        world.arrive_in(Duration::ZERO, 1, None);
+        world.arrive_in(51 * MS, 1, None);
+        world.gap_in(20 * MS, core, 3 * MS);
+        world.run_for(30 * MS);
+        world.crash_any();
+        world.run_for(Duration::from_secs(1));
+        assert_eq!(causes(&world), [cause], "a gap of core {core}; the successor is there after {COLD:?}");
+    }
+}
+
+#[test]
 fn idle_instances_beyond_the_reserve_go_after_a_while() {
     let subject = subject(1, per_second(10), 8, 30 * MS);
     let mut world = serving(&[&subject]);
