@@ -571,9 +571,9 @@ impl Serving<'_> {
                         last_gate = now;
                     }
                     let seen = Duration::from_nanos(self.seen_ns.load(Ordering::Relaxed));
-                    if tolerance < seen {
-                        tolerance = seen + seen / RISE_MARGIN;
-                        let (control, raised) = (control.clone(), tolerance);
+                    if let Some(raised) = raised(tolerance, seen) {
+                        tolerance = raised;
+                        let control = control.clone();
                         // Functions that no longer fit are suspended and say so themselves. A control plane that has ended
                         // says so itself.
                         asking.spawn_local(async move { control.tolerance_raised(raised).await.map(drop) });
@@ -623,6 +623,11 @@ fn slower(
         }
     }
     slower
+}
+
+/// T where more was seen than what it is: that with a margin.
+fn raised(tolerance: Duration, seen: Duration) -> Option<Duration> {
+    (tolerance < seen).then(|| seen + seen / RISE_MARGIN)
 }
 
 fn closed() -> Error {
@@ -692,5 +697,28 @@ struct Packages;
 impl Unpack for Packages {
     fn unpack(&self, package: &[u8], into: &std::path::Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(package::unpack(package, into)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tests::{World, options, spec};
+
+    #[tokio::test]
+    async fn what_is_seen_beyond_t_raises_it_and_suspends_what_no_longer_fits() {
+        let world = World::new().await;
+        let start = |within: &str| format!("rate = \"20/s\"\nmax_run_time = \"5ms\"\nstart_within = \"{within}\"");
+        for (name, within) in [("tight", "20ms"), ("calm", "500ms")] {
+            world.put(spec(name, &start(within), "h"), b"one").await.unwrap();
+        }
+        let tolerance = options().capacity.tolerance;
+        assert_eq!(raised(tolerance, tolerance), None);
+        let raised = raised(tolerance, Duration::from_millis(20)).unwrap();
+        world.control.tolerance_raised(raised).await.unwrap();
+        assert!(matches!(&world.function("tight").state, State::Suspended { reason } if reason.contains("30ms")));
+        assert_eq!(world.function("calm").state, State::Active);
+        let grant = world.control.view().grant(&"calm".parse().unwrap()).map(|grant| grant.tolerance);
+        assert_eq!(grant, Some(Duration::from_millis(30)));
     }
 }

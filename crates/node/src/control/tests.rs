@@ -252,13 +252,13 @@ impl World {
         Self::start(self.store.after_crash(), self.folder, options).await
     }
 
-    async fn put(&self, spec: FunctionSpec, package: &'static [u8]) -> Result<Arc<Function>, Error> {
+    pub(crate) async fn put(&self, spec: FunctionSpec, package: &'static [u8]) -> Result<Arc<Function>, Error> {
         let name = spec.name.clone();
         let change = Change::Put { spec: Box::new(spec), package: Some(Bytes::from_static(package)) };
         self.control.deploy(Deploy { name, change, revision: None, answer: Answer::WhenServing }).await
     }
 
-    fn function(&self, name: &str) -> Arc<Function> {
+    pub(crate) fn function(&self, name: &str) -> Arc<Function> {
         Arc::clone(self.control.view().function(&name.parse().unwrap()).unwrap())
     }
 
@@ -354,6 +354,44 @@ async fn a_refusal_changes_nothing_and_its_offer_is_admitted() {
     assert!(world.lanes.take_calls().is_empty());
     let offer = TOO_MUCH.replace("1000/s", &source.offer.unwrap().to_string());
     world.put(spec("a", &offer, "h"), b"two").await.unwrap();
+    world.check();
+}
+
+/// A quarter of the node, and somewhat more with what the platform adds.
+const QUARTER: &str = "rate = \"100/s\"\nmax_run_time = \"5ms\"\nstart_within = \"400ms\"";
+
+#[tokio::test]
+async fn of_eight_that_are_deployed_at_once_as_many_are_admitted_as_of_eight_in_a_row() {
+    let row = World::new().await;
+    let mut fit = 0;
+    for number in 0..8 {
+        fit += usize::from(row.put(spec(&format!("f{number}"), QUARTER, "h"), b"one").await.is_ok());
+    }
+    assert!((1..8).contains(&fit), "some fit and some do not: {fit}");
+    let world = World::new().await;
+    let mut puts = JoinSet::new();
+    for number in 0..8 {
+        let (control, spec) = (world.control.clone(), Box::new(spec(&format!("f{number}"), QUARTER, "h")));
+        let (name, change) = (spec.name.clone(), Change::Put { spec, package: Some(Bytes::from_static(b"one")) });
+        puts.spawn(async move {
+            let deploy = Deploy { name: name.clone(), change, revision: None, answer: Answer::WhenServing };
+            (name, control.deploy(deploy).await)
+        });
+    }
+    let mut refused = Vec::new();
+    while let Some(put) = puts.join_next().await {
+        match put.unwrap() {
+            (_, Ok(_)) => {}
+            (name, Err(Error::Refused { source })) => refused.push((name, source.offer.unwrap())),
+            (name, Err(error)) => panic!("{name}: {error}"),
+        }
+    }
+    world.check();
+    assert_eq!((world.control.view().book.grants().len(), refused.len()), (fit, 8 - fit));
+    assert!(refused.iter().all(|(name, _)| !world.has(name.as_str())), "a refused one leaves nothing");
+    let (name, offer) = &refused[0];
+    let offered = QUARTER.replace("100/s", &offer.to_string());
+    world.put(spec(name.as_str(), &offered, "h"), b"one").await.unwrap();
     world.check();
 }
 

@@ -102,6 +102,23 @@ fn a_refusal_names_what_binds_and_its_offer_is_admitted() {
 }
 
 #[test]
+fn a_lead_needs_instances() {
+    let instances = |lead: u64| {
+        let terms = [("rate", "30/s"), ("burst", "2"), ("max_run_time", "7ms"), ("deadline", "100ms")];
+        let mut asked = demand("f", &terms);
+        asked.terms.lead = Duration::from_millis(lead);
+        let grant = Book::new(ideal()).unwrap().admit(&asked).unwrap().1.grant;
+        (grant.instances(), grant.response_bound)
+    };
+    // K = ceil(r (R + T + recycling + lead)) + b - 1, with R = 14 ms for two at once: 0.45 of an invocation without a lead.
+    let (without, response) = instances(0);
+    assert_eq!((without, response), (2, Duration::from_millis(14)));
+    for (lead, more) in [(200, 6), (219, 7), (1_000, 30)] {
+        assert_eq!(instances(lead), (without + more, response), "{lead} ms");
+    }
+}
+
+#[test]
 fn a_start_promise_is_refused_though_utilisation_would_allow_it() {
     let capacity = NodeCapacity { cores: 1, ..ideal() };
     let book = filled(capacity, &prototype()[..1]);
