@@ -6,6 +6,10 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+#[cfg(test)]
+#[path = "common/alone.rs"]
+mod alone;
+
 fn demo(words: &[&str], folder: &Path) -> io::Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
     command.args(["demo", "traffic", "--json"]).args(words).current_dir(folder).env("TMPDIR", folder);
@@ -14,6 +18,7 @@ fn demo(words: &[&str], folder: &Path) -> io::Result<Output> {
 
 #[test]
 fn a_short_clip_is_shown_three_ways_and_leaves_only_its_report() {
+    let _alone = alone::alone().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let output = demo(&["--seconds", "10", "--seed", "3"], folder.path()).unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

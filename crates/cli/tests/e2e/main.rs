@@ -6,6 +6,9 @@
 #[cfg(test)]
 mod admission;
 #[cfg(test)]
+#[path = "../common/alone.rs"]
+mod alone;
+#[cfg(test)]
 mod attacks;
 #[cfg(test)]
 mod boto3;

@@ -13,6 +13,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::alone::alone;
+
 /// Looks at a condition until a wait gives up; one look every 20 ms.
 const LOOKS: u32 = 1_500;
 /// An answer that takes longer is none.
@@ -27,7 +29,6 @@ pub(crate) struct Node {
     pub(crate) address: SocketAddr,
     pub(crate) data: PathBuf,
     pub(crate) token: String,
-    /// Nodes of tests run one at a time: they would take each other's cores.
     _alone: File,
 }
 
@@ -48,7 +49,7 @@ impl Node {
 
     /// The same on a stated address.
     pub(crate) fn start_on(listen: &str, data: &Path, arguments: &[&str]) -> Self {
-        let alone = alone();
+        let alone = alone().unwrap();
         let said = data.with_extension("stderr");
         let errors = OpenOptions::new().create(true).append(true).open(&said).unwrap();
         let mut child = node_command(data)
@@ -425,14 +426,6 @@ fn node_command(data: &Path) -> Command {
 
 /// Somebody no system knows.
 const ORDINARY_USER: &str = "61234:61234";
-
-/// The right to run a node, given back when the file is closed.
-fn alone() -> File {
-    let path = std::env::temp_dir().join("takt-e2e.lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).unwrap();
-    file.lock().unwrap();
-    file
-}
 
 pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

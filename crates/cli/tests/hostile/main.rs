@@ -3,6 +3,8 @@
 //! What needs root (control groups, other users, mounts) says so and tests nothing elsewhere.
 #![cfg(test)]
 
+#[path = "../common/alone.rs"]
+mod alone;
 mod front;
 mod functions;
 mod machine;

@@ -1,5 +1,6 @@
 //! A real node for one test, killed with everything it started when the test ends.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use crate::alone::alone;
 
 /// An answer that does not come within this time is not going to; a condition is looked at as long.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -22,6 +25,7 @@ pub(crate) struct Node {
     /// Words in front of every command: how to become the node's user.
     wrapper: Vec<String>,
     folder: tempfile::TempDir,
+    _alone: File,
 }
 
 /// What the node answered.
@@ -63,6 +67,7 @@ impl Node {
 
     /// Starts `program` behind `wrapper`, on a folder that everybody may use.
     pub(crate) fn start_as(program: &Path, wrapper: &[&str]) -> Self {
+        let alone = alone().unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         let data = folder.path().join("data");
@@ -72,7 +77,7 @@ impl Node {
         let address = url.strip_prefix("http://").unwrap().parse().unwrap();
         let keys: Value = serde_json::from_slice(&std::fs::read(data.join("keys.json")).unwrap()).unwrap();
         let token = keys["token"].as_str().unwrap().to_owned();
-        Self { process, ready, address, data, token, wrapper, folder }
+        Self { process, ready, address, data, token, wrapper, folder, _alone: alone }
     }
 
     /// Starts the node again, at the same address on the same data.
