@@ -406,7 +406,7 @@ fn wanted_level() -> Option<String> {
 
 /// The tool as a node is started with it. `TAKT_TEST_LEVEL=soft` takes the right to real-time classes away, and leaves root
 /// its control groups; `TAKT_TEST_LEVEL=user` starts the node as an ordinary user.
-fn node_command(data: &Path) -> Command {
+pub(crate) fn node_command(data: &Path) -> Command {
     let plain = takt_command(data);
     let Some(level) = wanted_level() else { return plain };
     let rights: &[&str] = match level.as_str() {

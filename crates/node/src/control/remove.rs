@@ -118,8 +118,8 @@ impl Service {
         };
         let told = std::mem::replace(&mut self.book, Arc::new(book));
         self.options.starts.set(&self.book);
-        let revision = self.registry.draw();
-        self.note(vec![Entry::Put(Box::new(Function { measured, revision, ..Function::clone(&function) }))]).await;
+        // What was measured is nobody's change: a client that saw the function's revision still knows it.
+        self.note(vec![Entry::Put(Box::new(Function { measured, ..Function::clone(&function) }))]).await;
         self.revise(&told, &self.book, None, Which::All).await?;
         self.publish();
         Ok(())

@@ -539,11 +539,13 @@ async fn a_start_that_becomes_slower_is_admitted_again() {
     world.put(spec("f", LONG, "h"), b"one").await.unwrap();
     let name: FunctionName = "f".parse().unwrap();
     let before = world.control.view().grant(&name).unwrap().clone();
+    let revision = world.function("f").revision;
     world.control.starts_slower(name.clone(), Duration::from_millis(250)).await.unwrap();
     let after = world.control.view().grant(&name).unwrap().clone();
     assert_eq!(after.demand.cold_start, Duration::from_millis(500));
     assert!(before.warm() < after.warm());
     assert_eq!(world.lanes.warm_of(world.control.view().homes[&name].key), after.warm(), "the lane was told");
+    assert_eq!(world.function("f").revision, revision, "nobody changed the function");
     // A faster one says nothing.
     world.control.starts_slower(name.clone(), Duration::from_millis(10)).await.unwrap();
     assert_eq!(*world.control.view().grant(&name).unwrap(), after);
