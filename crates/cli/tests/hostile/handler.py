@@ -69,6 +69,11 @@ def do_children(event, context):
     return "left"
 
 
+def do_children_and_ignore(event, context):
+    do_children(event, context)
+    do_ignore(event, context)
+
+
 def do_log(event, context):
     lines = (b"x" * 1023 + b"\n") * 64
     for _ in range(event["bytes"] // len(lines)):
