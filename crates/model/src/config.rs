@@ -185,6 +185,54 @@ mod tests {
         }
     }
 
+    const PAGE: &str = include_str!("../../../docs/reference/takt-toml.md");
+
+    /// The first cells of the tables of a section of the page, without their quotes, and their rows.
+    fn rows(title: &str) -> BTreeMap<&'static str, &'static str> {
+        let section = PAGE.split("\n## ").find(|section| section.starts_with(title)).unwrap();
+        let rows = section.lines().filter_map(|line| Some((line.strip_prefix("| `")?.split('`').next()?, line)));
+        rows.collect()
+    }
+
+    /// The keys a table takes, as its parser names them when it is given another one.
+    fn keys_of<T: serde::de::DeserializeOwned>() -> Vec<String> {
+        let error = toml::from_str::<T>("no_such_key = 1").err().unwrap().message().to_owned();
+        let (_, keys) = error.split_once("expected ").unwrap();
+        keys.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    fn check_page(title: &str, mut keys: Vec<String>) {
+        keys.sort();
+        assert_eq!(rows(title).into_keys().collect::<Vec<_>>(), keys, "the keys under \"{title}\"");
+    }
+
+    #[test]
+    fn the_reference_holds_every_key_and_no_other() {
+        check_page("The function", keys_of::<RawConfig>());
+        check_page("[network]", keys_of::<RawNetwork>());
+        check_page("[guarantee]", Terms::KEYS.map(str::to_owned).to_vec());
+    }
+
+    #[test]
+    fn the_reference_states_the_defaults_and_its_example_is_a_function() {
+        let example = PAGE.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let stated = parse(example).unwrap().guarantee.unwrap();
+        assert!(stated.resolve(FunctionSpec::DEFAULT_TIMEOUT).is_ok(), "{stated:?}");
+        let bare = parse("name = \"a\"\nruntime = \"python\"").unwrap();
+        let terms = Terms::from_pairs([("rate", "1/s")]).unwrap().unwrap().resolve(bare.timeout).unwrap();
+        let function = rows("The function");
+        for (key, default) in [
+            ("handler", bare.handler),
+            ("memory", format!("{}MB", bare.memory.mib())),
+            ("timeout", crate::format_duration(bare.timeout)),
+            ("tenant", bare.tenant.to_string()),
+        ] {
+            assert!(function[key].contains(&format!("| `{default}`")), "{key} is {default} by default: {}", function[key]);
+        }
+        let within = crate::format_duration(terms.start_within);
+        assert!(rows("[guarantee]")["start_within"].contains(&format!("else `{within}`")), "{within}");
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in "[a-z\\[\\]=\"\n0-9/ .]{0,200}") {
