@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use crate::ci::cargo_path;
 
 /// One page and the hidden command of `takt` that prints it.
-const PAGES: [(&str, &[&str]); 1] = [("docs/reference/cli.md", &["internal", "docs"])];
+const PAGES: [(&str, &[&str]); 2] =
+    [("docs/reference/cli.md", &["internal", "docs"]), ("docs/reference/openapi.json", &["internal", "openapi"])];
 
 /// Writes every page.
 pub(crate) fn write() -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use model::{FunctionName, Rate};
+use model::{Burst, FunctionName, Rate, RateClassName};
 
 /// A function platform that keeps a promised invocation rate.
 #[derive(Debug, Parser)]
@@ -340,6 +340,56 @@ pub enum GuaranteeVerb {
     Explain(OneFunctionArgs),
     /// Go back to best effort.
     Withdraw(OneFunctionArgs),
+    /// Rates that several functions share.
+    Class(ClassArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct ClassArgs {
+    #[command(subcommand)]
+    pub verb: ClassVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClassVerb {
+    /// Make a rate class, or change one that no function uses.
+    Set(SetClassArgs),
+    /// The rate classes of the node.
+    Show(ShowClassesArgs),
+    /// Delete a rate class that no function uses.
+    Delete(DeleteClassArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct SetClassArgs {
+    /// The rate class.
+    pub name: RateClassName,
+
+    /// Invocations per time that its functions may be invoked together, such as 30/s.
+    #[arg(long)]
+    pub rate: Rate,
+
+    /// How many may come at once.
+    #[arg(long, default_value = "1")]
+    pub burst: Burst,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ShowClassesArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DeleteClassArgs {
+    /// The rate class.
+    pub name: RateClassName,
+
+    #[command(flatten)]
+    pub node: NodeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -368,10 +418,6 @@ pub struct SetGuaranteeArgs {
 /// With --json, or where standard output is no terminal, one look is printed.
 #[derive(Args, Debug)]
 pub struct TopArgs {
-    /// Print one look as text.
-    #[arg(long)]
-    pub once: bool,
-
     #[command(flatten)]
     pub node: NodeArgs,
 }
@@ -381,13 +427,9 @@ pub struct TopArgs {
 /// Exits with 0 only when every promise was kept and the records prove it, else with 1.
 #[derive(Args, Debug)]
 pub struct AuditArgs {
-    /// A segment of evidence, a folder of them, a data directory or a backup [default: the data directory].
-    #[arg(value_name = "FILE|DIR")]
+    /// A segment of evidence, a folder of them, a data directory or a backup [default: $XDG_DATA_HOME/takt].
+    #[arg(env = "TAKT_DATA_DIR", value_name = "FILE|DIR")]
     pub path: Option<PathBuf>,
-
-    /// The node's data directory [default: $XDG_DATA_HOME/takt].
-    #[arg(long, env = "TAKT_DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
 }
 
 /// Copy what a node must not lose: functions, code and evidence; keys are not part of it.
@@ -505,10 +547,6 @@ pub struct TrafficArgs {
     /// Also write the plot of start times as a picture of its own.
     #[arg(long, value_name = "FILE.svg")]
     pub picture: Option<PathBuf>,
-
-    /// Open the report in the browser (xdg-open).
-    #[arg(long)]
-    pub open: bool,
 }
 
 /// What takt starts itself for.
@@ -533,6 +571,8 @@ pub enum InternalRole {
     Neighbour(NeighbourArgs),
     /// Print the command-line reference.
     Docs,
+    /// Print the description of `/v1`.
+    Openapi,
 }
 
 #[derive(Args, Debug)]

@@ -8,4 +8,4 @@ pub mod keys;
 pub mod origin;
 pub mod sigv4;
 
-pub use access::{Access, Denied, Grant, Metrics, PathClass, Policy};
+pub use access::{Access, Denied, Grant, PathClass, Policy};

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::assemble::Node;
 use crate::auth::origin::Hosts;
-use crate::auth::{Metrics, Policy, keys};
+use crate::auth::{Policy, keys};
 use crate::calibrate::{self, Classes, Measured};
 use crate::front::Front;
 use crate::lambda::Home;
@@ -114,7 +114,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
     }
     let capacity = capacity::of(&cores, classes, &measured, options.memory);
     let hosts = Hosts::new(address, options.hosts.iter().cloned());
-    let policy = Policy { hosts, metrics: Metrics::default() };
+    let policy = Policy { hosts };
     let excess_per_second = capacity::excess_per_second(measured.front_cost);
     let front = Arc::new(Front { home: Home::default(), policy, keys, excess_per_second });
     let node = Node {

@@ -15,10 +15,7 @@ const CAUSES: [&str; 6] = ["steal", "overrun", "function", "host-call", "bug", "
 
 /// Audits and prints. Exits with 0 only when every promise was kept and the records prove it.
 pub fn run(args: &AuditArgs, format: Format) -> Result<Exit> {
-    let path = match &args.path {
-        Some(path) => path.clone(),
-        None => home::data_dir(args.data_dir.clone()).context("nothing to audit: name a file or folder, or set HOME")?,
-    };
+    let path = home::data_dir(args.path.clone()).context("nothing to audit: name a file or folder, or set HOME")?;
     let progress = Progress::start(format, "auditing");
     let audited = node::audit::audit(&path, |_record| {})?;
     progress.end();

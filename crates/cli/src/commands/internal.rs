@@ -24,6 +24,7 @@ pub fn run(args: &InternalArgs, format: Format) -> ExitCode {
             print!("{}", reference::markdown());
             Ok(Exit::Ok)
         }
+        InternalRole::Openapi => openapi(),
     };
     done.map_or_else(
         |error| {
@@ -32,6 +33,12 @@ pub fn run(args: &InternalArgs, format: Format) -> ExitCode {
         },
         ExitCode::from,
     )
+}
+
+fn openapi() -> Result<Exit> {
+    let document = node::management::document().to_pretty_json().context("cannot write the description of /v1")?;
+    println!("{document}");
+    Ok(Exit::Ok)
 }
 
 fn dependent_node(args: &ServeArgs, format: Format) -> Result<Exit> {

@@ -38,7 +38,7 @@ pub fn run(args: &TopArgs, format: Format) -> Result<Exit> {
         before = Some((frame.clone(), now));
         Ok(frame)
     };
-    if args.once || !std::io::stdout().is_terminal() {
+    if !std::io::stdout().is_terminal() {
         print!("{}", text(&look()?, &args.node.url, WIDTH));
     } else {
         show(&args.node.url, INTERVAL, look)?;

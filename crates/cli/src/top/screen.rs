@@ -13,7 +13,7 @@ use super::frame::Frame;
 /// The terminal is put back as it was, also where `look` errors.
 pub fn show(title: &str, interval: Duration, mut look: impl FnMut() -> Result<Frame>) -> Result<()> {
     let mut frame = look()?;
-    let mut terminal = ratatui::try_init().context("`takt top` draws on a terminal; use --once for a pipe")?;
+    let mut terminal = ratatui::try_init().context("`takt top` draws on a terminal; into a pipe it prints one look")?;
     let shown = loop {
         let drawn = terminal.draw(|screen| draw(&frame, title, screen.area(), screen.buffer_mut()));
         if let Err(error) = drawn {

@@ -96,7 +96,7 @@ fn mixed_load(node: &Node) {
     assert_eq!((answer.header("x-takt-class"), answer.header("x-takt-conforming")), ("guaranteed", "true"));
     for gone in [lease(node) ^ 1, u64::MAX] {
         let unknown = node.request("POST", &format!("/v1/leases/{gone}"), &[], b"5");
-        assert_eq!(unknown.status, 404, "{unknown:?}");
+        assert_eq!((unknown.status, &unknown.json()["error"]["code"]), (404, &json!("no-lease")), "{unknown:?}");
     }
     wait_until("the unused lease to expire and be accounted as waste", || {
         let counters = node.get("/v1/functions/held/guarantee")["counters"].clone();

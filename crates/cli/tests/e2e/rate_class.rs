@@ -13,9 +13,8 @@ fn within(node: &Node, name: &str, deadline: &str) -> Answer {
 fn functions_of_a_class_share_its_rate_and_keep_their_deadlines() {
     let home = TempDir::new().unwrap();
     let node = Node::start(&home.path().join("node"), &[]);
-    let class = json!({ "rate": "20/s", "burst": 1 });
-    let made = node.request("PUT", "/v1/rate-classes/vr", &[], class.to_string().as_bytes());
-    assert_eq!(made.status, 204, "{made:?}");
+    assert_exit(&node.takt(&["guarantee", "class", "set", "vr", "--rate", "20/s"]), 0);
+    assert_eq!(node.get("/v1/rate-classes"), json!({ "vr": { "rate": "20/s", "burst": 1 } }));
     let terms = "[guarantee]\nrate_class = \"vr\"\nmax_run_time = \"10ms\"\nstart_within = \"500ms\"\noverflow = \"queue\"\n";
     node.python("left", terms, ECHO);
     node.python("right", terms, ECHO);

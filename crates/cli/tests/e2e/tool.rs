@@ -92,7 +92,7 @@ fn logs_a_load_and_a_look_at_the_node() {
     let followed = followed.wait_with_output().unwrap();
     assert!(text(&followed.stdout).contains("out 8"), "{followed:?}");
 
-    let top = text(&node.takt(&["top", "--once"]).stdout);
+    let top = text(&node.takt(&["top"]).stdout);
     assert!(top.contains("loud") && top.contains("left for guarantees") && top.contains("20/s"), "{top}");
     let seen = node.get("/v1/node");
     assert_eq!((&seen["functions"], &seen["guarantees"], &seen["admission_stopped"]), (&json!(1), &json!(1), &json!(null)));

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderValue, Method, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use model::UrlAccess;
 use serde_json::json;
 
@@ -19,15 +19,10 @@ use super::sigv4::{self, Unproven, Verifier};
 pub enum PathClass {
     /// AWS's own paths: a signature, or the bearer token.
     Aws,
-    /// Takt's API: the bearer token.
+    /// Takt's API, `/metrics`, and every path that no other rule names: the bearer token.
     V1,
     /// Functions by URL: as the function says.
     FunctionUrl,
-    /// `/metrics`: the bearer token, unless the policy opens it.
-    Metrics,
-    /// The console's files, which hold nothing secret: anybody who reaches the port under one of its names may read them.
-    /// What the console shows it asks of `/v1`.
-    Console,
 }
 
 impl PathClass {
@@ -41,28 +36,17 @@ impl PathClass {
             (1..=4).all(digit) && dash(5) && digit(6) && digit(7) && dash(8) && digit(9) && digit(10)
         };
         match path.split('/').nth(1) {
-            Some("v1") => Self::V1,
             Some("fn") => Self::FunctionUrl,
-            Some("metrics") => Self::Metrics,
             _ if starts_with_date() => Self::Aws,
-            _ => Self::Console,
+            _ => Self::V1,
         }
     }
-}
-
-/// Who may read `/metrics`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Metrics {
-    #[default]
-    Keyed,
-    Open,
 }
 
 /// The rules of a node that its owner sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub hosts: Hosts,
-    pub metrics: Metrics,
 }
 
 /// A request that may go on.
@@ -122,22 +106,10 @@ impl Access {
                 origin::check_same_site(parts)?;
                 self.token(parts)
             }
-            PathClass::Metrics => {
-                origin::check_same_site(parts)?;
-                match self.policy.metrics {
-                    Metrics::Open => Ok(Grant::Open),
-                    Metrics::Keyed => self.token(parts),
-                }
-            }
             // A page of another site may call a function: it is either open to everybody, or needs a key no page holds.
             PathClass::FunctionUrl => match url {
                 UrlAccess::Open => Ok(Grant::Open),
                 UrlAccess::Keyed => self.token_or_signature(parts, now),
-            },
-            PathClass::Console => match parts.method {
-                Method::GET | Method::HEAD => Ok(Grant::Open),
-                // Nothing there takes more; should it ever, it is not open by accident.
-                _ => self.token(parts),
             },
         }
     }
@@ -184,16 +156,16 @@ impl Denied {
             Self::Origin(_) | Self::Signature(_) => false,
         };
         let status = match class {
-            PathClass::V1 | PathClass::Metrics if wants_token => StatusCode::UNAUTHORIZED,
-            PathClass::V1 | PathClass::Metrics | PathClass::Aws | PathClass::FunctionUrl | PathClass::Console => {
-                StatusCode::FORBIDDEN
-            }
+            PathClass::V1 if wants_token => StatusCode::UNAUTHORIZED,
+            PathClass::V1 | PathClass::Aws | PathClass::FunctionUrl => StatusCode::FORBIDDEN,
         };
         let (code, body) = match class {
             PathClass::Aws => (self.code(), json!({ "message": self.to_string() })),
             PathClass::FunctionUrl => ("AccessDeniedException", json!({ "Message": crate::url::FORBIDDEN })),
-            PathClass::V1 | PathClass::Metrics | PathClass::Console => {
-                (self.code(), json!({ "code": "access-denied", "message": self.to_string() }))
+            PathClass::V1 => {
+                let page = "docs/reference/errors.md#access-denied";
+                let error = json!({ "code": "access-denied", "message": self.to_string(), "page": page });
+                (self.code(), json!({ "error": error }))
             }
         };
         let mut response = Response::new(Bytes::from(body.to_string()));
@@ -217,7 +189,7 @@ mod tests {
     fn access() -> (Access, String) {
         let keys = Keys::generate().unwrap();
         let hosts = Hosts::new("127.0.0.1:9000".parse().unwrap(), []);
-        (Access::new(Policy { hosts, metrics: Metrics::Keyed }, &keys), format!("Bearer {}", keys.token.reveal()))
+        (Access::new(Policy { hosts }, &keys), format!("Bearer {}", keys.token.reveal()))
     }
 
     fn parts(path: &str, headers: &[(&str, &str)]) -> Parts {
@@ -237,11 +209,12 @@ mod tests {
             ("/v1/functions", PathClass::V1),
             ("/v1", PathClass::V1),
             ("/fn/hello/a", PathClass::FunctionUrl),
-            ("/metrics", PathClass::Metrics),
-            ("/", PathClass::Console),
-            ("/v1evil", PathClass::Console),
-            ("", PathClass::Console),
-            ("/2015-03-3", PathClass::Console),
+            ("/metrics", PathClass::V1),
+            ("/", PathClass::V1),
+            ("/v1evil", PathClass::V1),
+            ("", PathClass::V1),
+            ("/2015-03-3", PathClass::V1),
+            ("*", PathClass::V1),
         ] {
             assert_eq!(PathClass::of(path), class, "{path}");
         }
@@ -250,7 +223,7 @@ mod tests {
     #[test]
     fn nothing_is_managed_without_a_key() {
         let (mut access, _) = access();
-        for path in [INVOKE, "/v1/functions", "/metrics", "/fn/hello/"] {
+        for path in [INVOKE, "/v1/functions", "/metrics", "/fn/hello/", "/"] {
             let class = PathClass::of(path);
             let denied = access.check(&parts(path, &[]), class, UrlAccess::Keyed, NOW).unwrap_err();
             assert_eq!(denied.code(), "MissingAuthenticationTokenException", "{path}");
@@ -279,9 +252,6 @@ mod tests {
         }
         let open = access.check(&parts("/fn/hello/", &[]), PathClass::FunctionUrl, UrlAccess::Open, NOW);
         assert!(matches!(open, Ok(Grant::Open)));
-        let page = Request::get("/").header("host", "localhost").body(()).unwrap().into_parts().0;
-        assert!(matches!(access.check(&page, PathClass::Console, UrlAccess::Keyed, NOW), Ok(Grant::Open)));
-        assert_eq!(access.check(&parts("/", &[]), PathClass::Console, UrlAccess::Keyed, NOW).unwrap_err(), Denied::NoToken);
     }
 
     #[test]
@@ -296,7 +266,6 @@ mod tests {
         }
         let rebound = Request::get("/fn/hello/").header("host", "evil.example").body(()).unwrap().into_parts().0;
         access.check(&rebound, PathClass::FunctionUrl, UrlAccess::Open, NOW).unwrap_err();
-        access.check(&rebound, PathClass::Console, UrlAccess::Open, NOW).unwrap_err();
     }
 
     #[test]

@@ -575,18 +575,21 @@ fn is_large(parts: &Parts) -> bool {
 }
 
 fn large_lease_input() -> Response<Bytes> {
-    let text = format!(
-        "{{\"code\":\"too-large\",\"message\":\"input for a lease holds at most {LARGE_BYTES} bytes, with its length stated\"}}"
-    );
-    let mut response = Response::new(Bytes::from(text));
-    *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
-    response
+    let message = format!("input for a lease holds at most {LARGE_BYTES} bytes, with its length stated");
+    v1_error(StatusCode::PAYLOAD_TOO_LARGE, "too-large", &message)
 }
 
 fn no_lease() -> Response<Bytes> {
-    let text = "{\"code\":\"no-lease\",\"message\":\"the lease is unknown, expired or used; pre-invoke again\"}";
-    let mut response = Response::new(Bytes::from_static(text.as_bytes()));
-    *response.status_mut() = StatusCode::NOT_FOUND;
+    v1_error(StatusCode::NOT_FOUND, "no-lease", "the lease is unknown, expired or used; pre-invoke again")
+}
+
+/// An error as `/v1` writes it; `message` has nothing in it that JSON quotes.
+fn v1_error(status: StatusCode, code: &str, message: &str) -> Response<Bytes> {
+    let page = format!("docs/reference/errors.md#{code}");
+    let text = format!(r#"{{"error":{{"code":"{code}","message":"{message}","page":"{page}"}}}}"#);
+    let mut response = Response::new(Bytes::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

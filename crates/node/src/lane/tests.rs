@@ -12,9 +12,9 @@ use tokio::net::TcpStream;
 
 use super::links::Order;
 use super::*;
+use crate::auth::Policy;
 use crate::auth::keys::{Keys, Secret};
 use crate::auth::origin::Hosts;
-use crate::auth::{Metrics, Policy};
 use crate::lambda::Home;
 use crate::lanes::{Image, Route, Standing};
 use crate::scribe;
@@ -70,7 +70,7 @@ pub(super) fn front() -> Arc<Front> {
     let keys = Keys { access_key_id: "id".to_owned(), secret_access_key: secret("secret"), token: secret(TOKEN) };
     Arc::new(Front {
         home: Home::default(),
-        policy: Policy { hosts: Hosts::new(address(), std::iter::empty()), metrics: Metrics::default() },
+        policy: Policy { hosts: Hosts::new(address(), std::iter::empty()) },
         keys,
         excess_per_second: EXCESS_PER_SECOND,
     })

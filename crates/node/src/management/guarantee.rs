@@ -198,7 +198,7 @@ pub(super) struct PreInvocation {
 /// A held instance.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LeaseAnswer {
-    /// What the invocation names in `X-Takt-Lease`.
+    /// Its input goes to `POST /v1/leases/{lease}`.
     lease: u64,
     /// From now; unused until then, the instance is free again.
     expires_in: String,
@@ -253,6 +253,7 @@ const fn one() -> u32 {
     1
 }
 
+/// Every rate class by its name.
 #[utoipa::path(get, path = "/v1/rate-classes", responses((status = 200, body = BTreeMap<String, RateClassTerms>)))]
 pub(super) async fn list_rate_classes(State(shared): State<Shared>) -> Json<BTreeMap<String, RateClassTerms>> {
     let view = shared.control.view();
@@ -280,6 +281,7 @@ pub(super) async fn put_rate_class(
     Ok(NO_CONTENT)
 }
 
+/// Deletes a rate class that no function uses.
 #[utoipa::path(delete, path = "/v1/rate-classes/{name}", params(("name" = String, Path)),
     responses((status = 204), (status = 404), (status = 409, description = "Functions use it")))]
 pub(super) async fn delete_rate_class(State(shared): State<Shared>, Path(text): Path<String>) -> Result<StatusCode, Error> {

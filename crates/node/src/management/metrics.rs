@@ -16,6 +16,8 @@ use crate::control::{Gate, View};
 
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Counters and gauges in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain")))]
 pub(super) async fn show(State(shared): State<Shared>) -> Result<Response, Error> {
     let counters = shared.control.counters().await?;
     let (view, report) = (shared.control.view(), shared.host.report());

@@ -12,6 +12,7 @@ mod keyring;
 mod logs;
 mod metrics;
 mod node;
+mod openapi;
 #[cfg(test)]
 mod tests;
 
@@ -22,16 +23,15 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{MethodRouter, get, post, put};
 use http::StatusCode;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use utoipa::OpenApi;
 
 use answer::Seen;
 pub use answer::{FunctionAnswer, GuaranteeAnswer};
 pub use error::Error;
+pub use openapi::document;
 
 use crate::auth::keys::{self, Keys};
 use crate::code::Codes;
@@ -187,33 +187,6 @@ impl std::ops::Deref for Shared {
     }
 }
 
-/// The description of `/v1`, made from the code that serves it.
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "Takt", description = "A serverless platform with a guaranteed invocation rate"),
-    paths(
-        functions::list,
-        functions::show,
-        functions::deploy,
-        functions::delete,
-        functions::code,
-        guarantee::show,
-        guarantee::set,
-        guarantee::withdraw,
-        guarantee::explain,
-        guarantee::would_admit,
-        guarantee::pre_invoke,
-        guarantee::list_rate_classes,
-        guarantee::put_rate_class,
-        guarantee::delete_rate_class,
-        logs::read,
-        node::show,
-        node::backup,
-        keyring::rotate,
-    )
-)]
-struct Description;
-
 /// The routes. The caller has authenticated every request.
 pub fn router(parts: Parts) -> Router {
     let shared = Shared {
@@ -222,34 +195,36 @@ pub fn router(parts: Parts) -> Router {
         followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
         backups: Arc::new(Semaphore::new(1)),
     };
-    let function = get(functions::show).put(functions::deploy).delete(functions::delete);
-    let guarantee = get(guarantee::show).put(guarantee::set).delete(guarantee::withdraw);
-    let rate_class = put(guarantee::put_rate_class).delete(guarantee::delete_rate_class);
-    Router::new()
-        .route("/v1/functions", get(functions::list))
-        .route("/v1/functions/{name}", function)
-        .route("/v1/functions/{name}/code", get(functions::code))
-        .route("/v1/functions/{name}/guarantee", guarantee)
-        .route("/v1/functions/{name}/guarantee/explain", get(guarantee::explain))
-        .route("/v1/functions/{name}/pre-invoke", post(guarantee::pre_invoke))
-        .route("/v1/functions/{name}/logs", get(logs::read))
-        .route("/v1/admission", post(guarantee::would_admit))
-        .route("/v1/rate-classes", get(guarantee::list_rate_classes))
-        .route("/v1/rate-classes/{name}", rate_class)
-        .route("/v1/node", get(node::show))
-        .route("/v1/backup", post(node::backup))
-        .route("/v1/keys/rotate", post(keyring::rotate))
-        .route("/v1/openapi.json", get(description))
-        .route("/metrics", get(metrics::show))
+    let router = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    router
         .method_not_allowed_fallback(not_allowed)
         .fallback(aws::answer)
         .layer(DefaultBodyLimit::disable()) // every handler states its own
         .with_state(shared)
 }
 
-async fn description() -> Result<Response, Error> {
-    let text = Description::openapi().to_json().map_err(|source| Error::Internal { reason: source.to_string() })?;
-    Ok(([(http::header::CONTENT_TYPE, "application/json")], text).into_response())
+/// Every path of the management front but AWS's; a test holds them against the description.
+fn routes() -> [(&'static str, MethodRouter<Shared>); 15] {
+    let function = get(functions::show).put(functions::deploy).delete(functions::delete);
+    let guarantee = get(guarantee::show).put(guarantee::set).delete(guarantee::withdraw);
+    let rate_class = put(guarantee::put_rate_class).delete(guarantee::delete_rate_class);
+    [
+        ("/v1/functions", get(functions::list)),
+        ("/v1/functions/{name}", function),
+        ("/v1/functions/{name}/code", get(functions::code)),
+        ("/v1/functions/{name}/guarantee", guarantee),
+        ("/v1/functions/{name}/guarantee/explain", get(guarantee::explain)),
+        ("/v1/functions/{name}/pre-invoke", post(guarantee::pre_invoke)),
+        ("/v1/functions/{name}/logs", get(logs::read)),
+        ("/v1/admission", post(guarantee::would_admit)),
+        ("/v1/rate-classes", get(guarantee::list_rate_classes)),
+        ("/v1/rate-classes/{name}", rate_class),
+        ("/v1/node", get(node::show)),
+        ("/v1/backup", post(node::backup)),
+        ("/v1/keys/rotate", post(keyring::rotate)),
+        ("/v1/openapi.json", get(openapi::show)),
+        ("/metrics", get(metrics::show)),
+    ]
 }
 
 async fn not_allowed(State(_): State<Shared>, request: Request) -> Error {

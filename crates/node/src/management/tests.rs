@@ -1,4 +1,7 @@
+use std::collections::{BTreeMap, BTreeSet};
+
 use axum::body::Body;
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{Method, Request, StatusCode};
@@ -209,8 +212,25 @@ async fn the_node_its_metrics_and_its_description_are_there() {
         assert!(metrics.lines().any(|found| found == line), "{line} in\n{metrics}");
     }
     let description = site.get("/v1/openapi.json").await;
-    let set = &description["paths"]["/v1/functions/{name}/guarantee"]["put"];
-    assert!(set.is_object() && description["components"]["schemas"]["GuaranteeAnswer"].is_object());
+    assert!(description["components"]["schemas"]["GuaranteeAnswer"].is_object());
+}
+
+#[tokio::test]
+async fn every_path_and_method_is_described_and_no_other() {
+    let site = Site::new().await;
+    let paths = site.get("/v1/openapi.json").await["paths"].take();
+    let methods = |value: &Value| value.as_object().unwrap().keys().map(|name| name.to_uppercase()).collect();
+    let mut described: BTreeMap<String, BTreeSet<String>> =
+        paths.as_object().unwrap().iter().map(|(path, value)| (path.clone(), methods(value))).collect();
+    assert_eq!(described.remove(openapi::LEASE), Some(BTreeSet::from(["POST".to_owned()])), "the lane serves it");
+    let mut served = BTreeMap::new();
+    for (path, _) in routes() {
+        // Whoever asks with a method that a path has not is told those it has.
+        let answer = site.ask(Method::PATCH, &path.replace("{name}", "a"), None).await;
+        let allowed = answer.headers()[http::header::ALLOW].to_str().unwrap().split(',').map(str::to_owned);
+        served.insert(path.to_owned(), allowed.filter(|method| method != "HEAD").collect());
+    }
+    assert_eq!(described, served);
 }
 
 #[tokio::test]

@@ -386,10 +386,6 @@ impl Stage {
             Format::Json => output::json(&report::document(&report, &granted, &args.report)?),
             Format::Human => print!("\n{}\nThe report with its plots: {}\n", report::text(&report), args.report.display()),
         }
-        if args.open {
-            let opened = std::process::Command::new("xdg-open").arg(&args.report).status();
-            opened.context("cannot open the report: xdg-open does not start")?;
-        }
         Ok(Exit::Ok)
     }
 }
