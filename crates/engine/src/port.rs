@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use journal::record;
 use model::{
-    CpuShare, End, FunctionKey, FunctionName, Guarantee, InstanceId, InvocationId, LeaseId, Level, Memory, RateClass, Tenant,
-    Time, Version,
+    Burst, CpuShare, End, FunctionKey, FunctionName, Guarantee, InstanceId, InvocationId, LeaseId, Level, Memory, Pacing, Rate,
+    RateClass, RateClassName, Tenant, Time, Version,
 };
 
 /// A function with everything its lane needs to run it. Installing a function that is already there replaces it make before
@@ -38,6 +38,23 @@ pub struct Reservation {
     /// R, without T.
     pub response_bound: Duration,
     pub tolerance: Duration,
+}
+
+impl Reservation {
+    /// The rate and burst it is paced by, and the rate class whose they are.
+    ///
+    /// # Panics
+    /// When the guarantee names a rate class that was not resolved.
+    #[must_use]
+    pub fn pacing(&self) -> (Rate, Burst, Option<RateClassName>) {
+        match (&self.terms.pacing, &self.rate_class) {
+            (Pacing::Own { rate, burst }, _) => (*rate, *burst, None),
+            (Pacing::Shared(name), class) => {
+                let class = class.as_ref().expect("invariant: admission resolves the rate class that a guarantee names");
+                (class.rate, class.burst, Some(name.clone()))
+            }
+        }
+    }
 }
 
 /// The part of a reservation that lives on one core.

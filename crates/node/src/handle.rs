@@ -84,6 +84,12 @@ fn install(lane: mpsc::Sender<Command>, deployment: Deployment, image: Arc<Image
     Box::pin(ask(lane, |done| Command::Install { deployment: Box::new(deployment), image, done }))
 }
 
+/// What the best-effort lane is to know of a guarantee.
+fn mirror(deployment: &Deployment) -> Option<Command> {
+    let reservation = Box::new(deployment.reservation.clone()?);
+    Some(Command::Mirror { function: deployment.function, reservation })
+}
+
 impl Lanes for Handle {
     fn install(&self, lane: Lane, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>> {
         match lane {
@@ -95,6 +101,7 @@ impl Lanes for Handle {
                 self.homes().guaranteed.insert(deployment.function);
                 let for_excess = Deployment { reservation: None, ..deployment.clone() };
                 let excess = self.best_effort.clone();
+                let mirror = mirror(&deployment);
                 let guaranteed = install(self.guaranteed.clone(), deployment, Arc::clone(&image));
                 Box::pin(async move {
                     match guaranteed.await? {
@@ -104,6 +111,9 @@ impl Lanes for Handle {
                             let (done, _) = oneshot::channel();
                             let command = Command::Install { deployment: Box::new(for_excess), image, done };
                             excess.send(command).await.map_err(|_| Closed)?;
+                            if let Some(mirror) = mirror {
+                                excess.send(mirror).await.map_err(|_| Closed)?;
+                            }
                             Ok(Installed::Serving)
                         }
                         Installed::CannotServe { log } => Ok(Installed::CannotServe { log }),
@@ -114,8 +124,12 @@ impl Lanes for Handle {
     }
 
     fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>> {
-        let reservation = Box::new(reservation);
-        Box::pin(ask(self.guaranteed.clone(), move |done| Command::Revise { function, reservation, done }))
+        let (guaranteed, best_effort, reservation) = (self.guaranteed.clone(), self.best_effort.clone(), Box::new(reservation));
+        Box::pin(async move {
+            let mirror = Command::Mirror { function, reservation: reservation.clone() };
+            ask(guaranteed, |done| Command::Revise { function, reservation, done }).await?;
+            best_effort.send(mirror).await.map_err(|_| Closed)
+        })
     }
 
     fn warm(&self, function: FunctionKey) -> Pending<Result<Duration, Closed>> {

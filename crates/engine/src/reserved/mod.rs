@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use dispatch::{DeadlineQueue, Pacer};
 use journal::record::{self, Counters};
-use model::{Burst, FunctionKey, InstanceId, InvocationId, LeaseId, Pacing, Rate, RateClassName, Time};
+use model::{Burst, FunctionKey, InstanceId, InvocationId, LeaseId, Rate, RateClassName, Time};
 
 use self::fleet::{Code, CodeId, Instance};
 use self::promise::{Facts, Promise, PromiseId};
@@ -324,11 +324,5 @@ impl Engine {
 /// The rate and burst that a reservation is paced by.
 fn pacing(deployment: &Deployment) -> (Rate, Burst, Option<RateClassName>) {
     let reservation = deployment.reservation.as_ref().expect("invariant: the guaranteed lane holds functions with a reservation");
-    match (&reservation.terms.pacing, &reservation.rate_class) {
-        (Pacing::Own { rate, burst }, _) => (*rate, *burst, None),
-        (Pacing::Shared(name), class) => {
-            let class = class.as_ref().expect("invariant: admission resolves the rate class that a guarantee names");
-            (class.rate, class.burst, Some(name.clone()))
-        }
-    }
+    reservation.pacing()
 }

@@ -130,11 +130,13 @@ pub(crate) struct Manners {
     excess: Budget,
     /// Not before this instant is the connection served in the guaranteed lane.
     welcome_at: Time,
+    /// A request on it carried a signature that was right.
+    proved: bool,
 }
 
 impl Default for Manners {
     fn default() -> Self {
-        Self { excess: Budget::new(EXCESS_PER_SECOND, EXCESS_AT_ONCE), welcome_at: Time::ZERO }
+        Self { excess: Budget::new(EXCESS_PER_SECOND, EXCESS_AT_ONCE), welcome_at: Time::ZERO, proved: false }
     }
 }
 
@@ -202,6 +204,9 @@ impl<M: Machine> Client<M> {
             Ok(grant) => grant,
             Err(denied) => return self.refuse(*denied).await,
         };
+        if let Some(turn) = self.way_back(parts, route.as_ref(), &grant) {
+            return turn;
+        }
         let asked = match (call, name) {
             (Ok(path::Call::Invoke(function)), Ok(_)) => Invoke::parse(function, &parts.headers),
             (_, Err(error)) | (Err(error), _) => Err(error),
@@ -261,6 +266,9 @@ impl<M: Machine> Client<M> {
             Ok(grant) => grant,
             Err(denied) => return self.refuse(*denied).await,
         };
+        if let Some(turn) = self.way_back(parts, route.as_ref(), &grant) {
+            return turn;
+        }
         let caller = match &grant {
             Grant::Open => url::Caller::Anonymous,
             Grant::Token | Grant::Signature(_) => url::Caller::KeyHolder,
@@ -411,24 +419,36 @@ impl<M: Machine> Client<M> {
         }
     }
 
-    /// Whether requests on this route are served by another lane than this one.
-    fn elsewhere(&mut self, parts: &Parts, route: Option<&Route>) -> Option<Turn> {
-        let now = clock::now();
-        let guaranteed = route.filter(|route| route.standing == Standing::Guaranteed);
-        let wanted = guaranteed.filter(|_| self.manners.welcome_at <= now && !is_large(parts));
-        let here = match (self.lane.lane(), wanted) {
-            (lanes::Lane::Guaranteed, wanted) => wanted.is_some(),
-            (lanes::Lane::BestEffort, None) => true,
-            (lanes::Lane::BestEffort, Some(route)) => {
-                // The way back is charged before it costs the guaranteed lane anything.
-                let refused = self.lane.core.borrow_mut().spend_excess(route.key).is_err();
-                if refused {
-                    self.manners.welcome_at = now + PUSHED_OFF_FOR;
-                }
-                refused
-            }
-        };
-        (!here).then_some(Turn::Move(Destination::OtherLane))
+    /// The function of a route, where requests for it on this connection may be served by the guaranteed lane.
+    fn wanted(&self, parts: &Parts, route: Option<&Route>) -> Option<FunctionKey> {
+        let guaranteed = route.filter(|route| route.standing == Standing::Guaranteed)?;
+        (self.manners.welcome_at <= clock::now() && !is_large(parts)).then_some(guaranteed.key)
+    }
+
+    /// Whether requests on this route are none of the guaranteed lane's.
+    fn elsewhere(&self, parts: &Parts, route: Option<&Route>) -> Option<Turn> {
+        let leaves = self.lane.lane() == lanes::Lane::Guaranteed && self.wanted(parts, route).is_none();
+        leaves.then_some(Turn::Move(Destination::OtherLane))
+    }
+
+    /// Whether the connection goes from the best-effort lane to the guaranteed one with this request. It does so for those
+    /// that were let in: the way is charged to the function, before it costs that lane anything, and a stranger must not use
+    /// up what is a function's. A signature is proved only with the body, and bodies are read where the connection is.
+    fn way_back(&mut self, parts: &Parts, route: Option<&Route>, grant: &Grant) -> Option<Turn> {
+        if self.lane.lane() == lanes::Lane::Guaranteed {
+            return None;
+        }
+        let function = self.wanted(parts, route)?;
+        match grant {
+            Grant::Open | Grant::Token => {}
+            Grant::Signature(_) if self.manners.proved => {}
+            Grant::Signature(_) => return None,
+        }
+        if self.lane.core.borrow_mut().spend_excess(function).is_err() {
+            self.manners.welcome_at = clock::now() + PUSHED_OFF_FOR;
+            return None;
+        }
+        Some(Turn::Move(Destination::OtherLane))
     }
 
     fn allow(&self, parts: &Parts, class: PathClass, url: UrlAccess) -> Result<Grant, Box<Response<Bytes>>> {
@@ -449,7 +469,10 @@ impl<M: Machine> Client<M> {
         match grant {
             Grant::Open | Grant::Token => Ok((body, complete)),
             Grant::Signature(unproven) => match unproven.finish(PayloadHash::of(&body)) {
-                Ok(()) => Ok((body, complete)),
+                Ok(()) => {
+                    self.manners.proved = true;
+                    Ok((body, complete))
+                }
                 Err(error) => Err(self.refuse(crate::auth::Denied::from(error).response(class)).await),
             },
         }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::mirror::{Mirrors, Seen};
 use engine::port::{Action, Deployment, Event, FRONT_CORE, Placement, Refusal};
 use http::HeaderValue;
 use journal::record::{Counters, Record};
-use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Time, Version};
+use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Overflow, Time, Version};
 use rand_chacha::ChaCha12Rng;
 use runtime::sys::clock;
 use tokio::sync::oneshot;
@@ -67,8 +68,10 @@ pub(crate) struct Core<M> {
     /// Functions whose warm reserve the control plane waits for; few, as it waits for one deployment at a time.
     warming: Vec<(FunctionKey, oneshot::Sender<Duration>)>,
     /// What the guaranteed functions may have this lane do beyond their guarantees: in the guaranteed lane requests that take
-    /// no slot, in the other one requests and connections that are sent to the guaranteed lane.
+    /// no slot, in the other one connections that are sent to the guaranteed lane, and requests beyond the envelope.
     excess: Shares<FunctionKey>,
+    /// The envelopes of guaranteed functions as the best-effort lane sees them.
+    mirrors: Mirrors,
     /// When resting instances were looked at last.
     pub(super) looked_at: Time,
     /// The last instance that was looked at, where more are to come.
@@ -139,6 +142,7 @@ impl<M: Machine> Core<M> {
             drained: None,
             warming: Vec::new(),
             excess,
+            mirrors: Mirrors::default(),
             looked_at: clock::now(),
             looked_up_to: InstanceId(0),
         }
@@ -242,8 +246,10 @@ impl<M: Machine> Core<M> {
                 // The control plane that gave up waiting needs no answer.
                 let _ = done.send(());
             }
+            Command::Mirror { function, reservation } => self.mirrors.set(function, &reservation),
             Command::Remove { function, done } => {
                 self.event(Event::Remove { function });
+                self.mirrors.remove(function);
                 self.functions.remove(&function);
                 self.excess.leave(function);
                 let _ = done.send(());
@@ -428,18 +434,33 @@ impl<M: Machine> Core<M> {
         let waiting = Waiting { request, answer, class, progress: Progress::default() };
         match (standing, self.lane) {
             (Standing::Suspended, _) => turn_away(waiting, Refusal::Suspended),
-            (Standing::Guaranteed, Lane::BestEffort) if self.spend_excess(waiting.request.function).is_ok() => {
-                self.hand_over(waiting, Traffic::Forwarded);
-            }
-            // Far beyond any envelope: the guaranteed lane need not look at it to know.
-            (Standing::Guaranteed, Lane::BestEffort) => self.take_in(Waiting { class: Class::BestEffort, ..waiting }, None),
+            (Standing::Guaranteed, Lane::BestEffort) => self.forward(waiting),
             (Standing::Guaranteed, Lane::Guaranteed) | (Standing::BestEffort, _) => self.take_in(waiting, lease),
         }
         receiver
     }
 
+    /// Hands a request to the guaranteed lane: what conforms, which that lane's admission counts, and what can be paid for.
+    fn forward(&mut self, waiting: Waiting) {
+        let function = waiting.request.function;
+        let seen = self.mirrors.classify(function, waiting.request.arrived);
+        if seen == Seen::Conforms || self.spend_excess(function).is_ok() {
+            return self.hand_over(waiting, Traffic::Forwarded);
+        }
+        // Far beyond the envelope: the guaranteed lane need not look at it to know.
+        match seen {
+            Seen::Beyond { overflow: Overflow::Reject | Overflow::Queue { .. }, next } => {
+                turn_away(waiting, Refusal::OverRate { next });
+            }
+            Seen::Beyond { overflow: Overflow::BestEffort, .. } | Seen::Conforms | Seen::Unknown => {
+                self.take_in(Waiting { class: Class::BestEffort, ..waiting }, None);
+            }
+        }
+    }
+
     /// Takes over an invocation from the other lane.
     pub(super) fn adopt(&mut self, mut waiting: Waiting, class: Class) {
+        let (id, function) = (waiting.request.id, waiting.request.function);
         waiting.class = class;
         match class {
             // How long the lane without a promise took to read it and hand it over is not this one's delay.
@@ -447,6 +468,11 @@ impl<M: Machine> Core<M> {
             Class::BestEffort => {}
         }
         self.take_in(waiting, None);
+        if self.lane == Lane::Guaranteed && !self.waiting.contains_key(&id) {
+            // It found no slot, as slots were taken here too: the excess that is served here becomes less by it. Where none
+            // is left, nothing follows: what the other lane's mirror lets through is bounded.
+            let _ = self.spend_excess(function);
+        }
     }
 
     fn take_in(&mut self, waiting: Waiting, lease: Option<LeaseId>) {

@@ -31,6 +31,11 @@ pub(crate) enum Command {
         reservation: Box<Reservation>,
         done: oneshot::Sender<()>,
     },
+    /// What the other lane guarantees a function, for the best-effort lane to tell by what conforms.
+    Mirror {
+        function: FunctionKey,
+        reservation: Box<Reservation>,
+    },
     /// Answers once the function has its warm reserve, or is gone.
     Warm {
         function: FunctionKey,
@@ -97,7 +102,7 @@ pub(crate) enum Traffic {
     Connection(Moved),
     /// Excess of a guaranteed function, to run on what is idle.
     Demoted(Box<Waiting>),
-    /// A request for a guaranteed function that came on a connection which is off the guaranteed lane.
+    /// A request for a guaranteed function that is large, or came on a connection which is off the guaranteed lane.
     Forwarded(Box<Waiting>),
     /// The client of a demoted or forwarded invocation went away.
     Abandoned(InvocationId),

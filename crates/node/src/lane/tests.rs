@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use engine::port::{Action, Deployment, Event, Placement};
+use engine::port::{Action, Deployment, Event, Placement, Refusal, Reservation};
 use journal::record::Counters;
 use model::{FunctionKey, FunctionName, InstanceId, Version};
 use rand::SeedableRng;
@@ -222,6 +222,82 @@ fn twelve_functions_that_flood_at_once_get_the_budget_of_one_node() {
         let seconds = u32::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
         let sum: u32 = spent.iter().sum();
         assert!(sum <= EXCESS_AT_ONCE + EXCESS_PER_SECOND / 2 * seconds, "{spent:?}");
+    });
+}
+
+/// Tells a best-effort lane what a function is guaranteed in the other one.
+fn mirror(lane: &Lane<Fake>, key: u64, terms: &[(&str, &str)]) {
+    let terms = model::Terms::from_pairs(terms.iter().copied()).unwrap().unwrap().resolve(Duration::from_secs(3)).unwrap();
+    let reservation = Box::new(Reservation {
+        terms,
+        generation: 1,
+        rate_class: None,
+        level: model::Level::Soft,
+        shards: Vec::new(),
+        start_bound: Duration::ZERO,
+        response_bound: Duration::from_secs(3),
+        tolerance: Duration::ZERO,
+    });
+    lane.with(|core| core.command(Command::Mirror { function: FunctionKey(key), reservation }));
+}
+
+/// Sends so many large requests at once, and says how many went to the other lane and what the others were answered.
+async fn large_at_once(lane: &Rc<Lane<Fake>>, outside: &mut Outside, count: usize) -> (usize, Vec<String>) {
+    let text = request("beat", "", &format!("\"{}\"", "x".repeat(100_000)));
+    let mut clients = JoinSet::new();
+    for _ in 0..count {
+        let (mut client, text) = (client_of(lane).await, text.clone());
+        clients.spawn_local(async move {
+            client.write_all(text.as_bytes()).await.unwrap();
+            let mut answer = vec![0; 4096];
+            let count = client.read(&mut answer).await.unwrap_or(0);
+            String::from_utf8_lossy(&answer[..count]).into_owned()
+        });
+    }
+    let (mut forwarded, mut answers) = (Vec::new(), Vec::new());
+    while forwarded.len() + answers.len() < count {
+        tokio::select! {
+            Some(Traffic::Forwarded(waiting)) = outside.other_lane.recv() => forwarded.push(waiting),
+            Some(answer) = clients.join_next() => answers.push(answer.unwrap()),
+        }
+    }
+    (forwarded.len(), answers)
+}
+
+#[test]
+fn every_large_request_that_conforms_goes_to_the_guaranteed_lane_and_the_rest_within_a_budget() {
+    on_lane(async || {
+        let refuse = |_: Time, event: Event, actions: &mut Vec<Action>| {
+            if let Event::Arrived { id, .. } = event {
+                actions.push(Action::Refuse { id, refusal: Refusal::Draining });
+            }
+        };
+        let (lane, mut outside) = lane_with(lanes::Lane::BestEffort, 64, refuse);
+        route(&lane, "beat", 1);
+        mirror(&lane, 1, &[("rate", "1/min"), ("burst", "10"), ("overflow", "reject")]);
+        assert_eq!(large_at_once(&lane, &mut outside, 10).await.0, 10);
+        let begun = clock::now();
+        let (forwarded, answers) = large_at_once(&lane, &mut outside, 20).await;
+        let seconds = usize::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
+        let most = (EXCESS_AT_ONCE + EXCESS_PER_SECOND / 2) as usize * seconds;
+        assert!(forwarded <= most, "{forwarded}");
+        assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 429")), "{answers:?}");
+    });
+}
+
+#[test]
+fn a_stranger_takes_nothing_of_a_functions_way_back() {
+    on_lane(async || {
+        let (lane, mut outside) = lane_with(lanes::Lane::BestEffort, 64, |_, _, _| {});
+        route(&lane, "beat", 1);
+        let stranger = request("beat", "", "{}").replace(TOKEN, "guessed");
+        for _ in 0..EXCESS_AT_ONCE {
+            let mut client = client_of(&lane).await;
+            let answer = ask(&mut client, &mut outside, &stranger).await.expect("a stranger is answered where it is");
+            assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        }
+        let mut client = client_of(&lane).await;
+        assert_eq!(ask(&mut client, &mut outside, &request("beat", "", "{}")).await, None, "it went to the other lane");
     });
 }
 
