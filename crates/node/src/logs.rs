@@ -16,6 +16,10 @@ use tokio::sync::watch;
 
 /// Lines that may wait for the thread that keeps them.
 const MAX_WAITING: usize = 1_024;
+/// The usual limits; docs/reference/limits.md states them.
+const LINE_BYTES_MAX: usize = 8 << 10;
+const FUNCTION_BYTES_MAX: usize = 256 << 10;
+const TOTAL_BYTES_MAX: usize = 16 << 20;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +34,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { line_bytes: 8 << 10, function_bytes: 256 << 10, total_bytes: 16 << 20 }
+        Self { line_bytes: LINE_BYTES_MAX, function_bytes: FUNCTION_BYTES_MAX, total_bytes: TOTAL_BYTES_MAX }
     }
 }
 
@@ -255,6 +259,17 @@ mod tests {
 
     fn texts(page: &Page) -> Vec<&str> {
         page.lines.iter().map(|line| line.line.text.as_str()).collect()
+    }
+
+    #[test]
+    fn the_reference_states_the_usual_limits() {
+        let page = include_str!("../../../docs/reference/limits.md");
+        for (name, bytes) in
+            [("LINE_BYTES_MAX", LINE_BYTES_MAX), ("FUNCTION_BYTES_MAX", FUNCTION_BYTES_MAX), ("TOTAL_BYTES_MAX", TOTAL_BYTES_MAX)]
+        {
+            let text = if bytes < 1 << 20 { format!("{} KiB", bytes >> 10) } else { format!("{} MiB", bytes >> 20) };
+            assert!(page.contains(&format!("| `{name}` | {text} ")), "{name} is {text}");
+        }
     }
 
     #[test]
