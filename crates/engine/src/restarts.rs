@@ -28,6 +28,14 @@ impl Restarts {
         self.failures
     }
 
+    /// An instance died at work. The pauses are those of starts that fail; who dies within one, or in the same instant, was there
+    /// before it and makes it no longer.
+    pub(crate) fn died(&mut self, now: Time, first: Duration, last: Duration) {
+        if self.retry_at <= now {
+            self.failed(now, first, last);
+        }
+    }
+
     /// An instance did work: what failed before is over.
     pub(crate) fn worked(&mut self) {
         *self = Self::default();
@@ -45,6 +53,16 @@ impl Restarts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_that_die_together_cost_one_pause() {
+        let ms = Duration::from_millis;
+        let mut restarts = Restarts::default();
+        (0..50).for_each(|_| restarts.died(Time::from_secs(1), ms(10), ms(500)));
+        assert_eq!(restarts.retry_at(), Time::from_millis(1_010));
+        restarts.died(Time::from_millis(1_010), ms(10), ms(500));
+        assert_eq!(restarts.retry_at(), Time::from_millis(1_030));
+    }
 
     #[test]
     fn pauses_double_up_to_the_last_and_end_with_work() {

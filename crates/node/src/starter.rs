@@ -3,23 +3,23 @@
 //! A lane orders and is told: making a sandbox takes milliseconds, and changing the class of threads means reading a
 //! directory. Starts run beside each other; the launcher does their slow parts in the new processes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use engine::port::Placement;
-use model::{FunctionSpec, InstanceId, Outbound, Runtime};
+use model::{FunctionName, FunctionSpec, InstanceId, Outbound, Runtime};
 use plan::quota::Quota;
 use runtime::bootstrap;
 use runtime::environment::{self, Credentials, Initialization};
 use runtime::forward::{self, Policy};
 use runtime::host::Grant;
-use runtime::launcher::{self, Client, Launch};
+use runtime::launcher::{self, Client, Exit, Launch};
 use runtime::sandbox::{self, BOOTSTRAP as CLIENTS, CODE, Interpreter, Network};
 use runtime::sys::clock;
 use tokio::sync::{mpsc, oneshot};
@@ -30,7 +30,7 @@ use crate::calibrate::Classes;
 use crate::capacity;
 use crate::instance::{Running, StartFailure};
 use crate::lambda::Home;
-use crate::lane::links::Order;
+use crate::lane::links::{NewInstance, Order};
 use crate::lane::message::News;
 use crate::lanes::Image;
 use crate::runtime_cost::Costs;
@@ -89,47 +89,38 @@ pub(crate) async fn run(
     (kit, nursery, shares): (Arc<Kit>, Option<Nursery>, Shares),
     mut ends: Ends,
 ) -> io::Result<()> {
-    let classes = shares.classes;
-    let nursery = Arc::new(nursery);
+    let maker = Maker { client, kit, nursery: Arc::new(nursery), shares };
     let mut work = JoinSet::new();
     let mut starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
+    let mut queue: Queue<NewInstance> = Queue::default();
     loop {
         tokio::select! {
             error = &mut service => return Err(error),
+            () = turn(&starts, &queue) => {
+                if let Some(start) = queue.next() {
+                    if start.is_wanted() {
+                        // The turn has come just now.
+                        let _ = starts.spend(clock::now());
+                        work.spawn(maker.make(start, &ends));
+                    } else {
+                        // A lane that is gone needs no news.
+                        let _ = ends.news.send(News::NotStarted { instance: start.instance }).await;
+                    }
+                }
+            }
             order = ends.orders.recv() => match order {
                 None => return Ok(()),
-                Some(Order::Start { instance, image, on }) => {
-                    let (client, kit, news) = (client.clone(), Arc::clone(&kit), ends.news.clone());
-                    let (scribe, networks) = (ends.scribe.clone(), ends.networks.clone());
-                    let nursery = Arc::clone(&nursery);
-                    let wait = match on {
-                        Placement::RealTime { .. } => starts.book(clock::now()).since(clock::now()),
-                        Placement::BestEffort => Duration::ZERO,
-                    };
-                    work.spawn(async move {
-                        tokio::time::sleep(wait).await;
-                        let nursed = Nursed::begin(nursery.as_ref().as_ref(), on);
-                        let started = start(&client, &kit, (instance, &image, on, shares), nursed.as_ref(), (&scribe, &networks)).await;
-                        match started {
-                            Ok((running, told)) => {
-                                let watched = Arc::downgrade(&running);
-                                drop(running); // it is the lane's, which kills it by dropping it
-                                // A lane that is gone needs no news; dropping them kills the instance.
-                                let _ = news.send(told).await;
-                                if let Some(Nursed { nursery, core, standing }) = nursed {
-                                    nursery.look_after(watched, core, standing).await;
-                                }
-                            }
-                            Err(failure) => drop(news.send(News::StartFailed { instance, failure }).await),
-                        }
-                    });
-                }
+                Some(Order::Start(start)) => match start.on {
+                    Placement::RealTime { .. } => queue.add(start.image.spec.name.clone(), start),
+                    Placement::BestEffort => drop(work.spawn(maker.make(start, &ends))),
+                },
                 Some(Order::Place { instance, running, on }) => {
+                    let classes = maker.shares.classes;
                     let placed = match (on, classes) {
                         // Of ordinary class it is already; its core and its quota go on to bound what it takes.
                         (Placement::BestEffort, Classes::Ordinary) => Ok(0),
                         (Placement::RealTime { .. }, _) | (Placement::BestEffort, Classes::RealTime) => {
-                            running.serve_as(kit.placement(on, classes))
+                            running.serve_as(maker.kit.placement(on, classes))
                         }
                     };
                     match placed {
@@ -140,6 +131,85 @@ pub(crate) async fn run(
                 }
             },
             Some(_) = work.join_next() => {}
+        }
+    }
+}
+
+/// Starts that wait for their turn, of each function in order. The turns go round: whoever wants many, or one again and again,
+/// delays each of the others by one start.
+#[derive(Debug)]
+struct Queue<T> {
+    waiting: BTreeMap<FunctionName, VecDeque<T>>,
+    last: Option<FunctionName>,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self { waiting: BTreeMap::new(), last: None }
+    }
+}
+
+impl<T> Queue<T> {
+    fn add(&mut self, function: FunctionName, start: T) {
+        self.waiting.entry(function).or_default().push_back(start);
+    }
+
+    fn next(&mut self) -> Option<T> {
+        let behind = |last: &FunctionName| {
+            let range = (Bound::Excluded(last.clone()), Bound::Unbounded);
+            self.waiting.range(range).next().map(|(function, _)| function.clone())
+        };
+        let function = self.last.as_ref().and_then(behind).or_else(|| self.waiting.keys().next().cloned())?;
+        let of_function = self.waiting.get_mut(&function)?;
+        let start = of_function.pop_front();
+        if of_function.is_empty() {
+            self.waiting.remove(&function);
+        }
+        self.last = Some(function);
+        start
+    }
+}
+
+/// Ends when the next start may begin; never while none waits. Safe to drop at any point.
+async fn turn<T>(starts: &Budget, queue: &Queue<T>) {
+    if queue.waiting.is_empty() {
+        return std::future::pending().await;
+    }
+    if let Err(at) = starts.check(clock::now()) {
+        tokio::time::sleep(at.since(clock::now())).await;
+    }
+}
+
+/// What every start is made with.
+struct Maker {
+    client: Client,
+    kit: Arc<Kit>,
+    nursery: Arc<Option<Nursery>>,
+    shares: Shares,
+}
+
+impl Maker {
+    /// Makes an instance, tells its lane, and looks after it until its start is over.
+    fn make(&self, wanted: NewInstance, ends: &Ends) -> impl Future<Output = ()> + use<> {
+        let (client, kit, nursery, shares) = (self.client.clone(), Arc::clone(&self.kit), Arc::clone(&self.nursery), self.shares);
+        let (news, scribe, networks) = (ends.news.clone(), ends.scribe.clone(), ends.networks.clone());
+        async move {
+            let NewInstance { instance, image, on, .. } = wanted;
+            let nursed = Nursed::begin(nursery.as_ref().as_ref(), on);
+            let began = clock::now();
+            let made = start(&client, &kit, (instance, &image, on, shares), nursed.as_ref(), (&scribe, &networks)).await;
+            match made {
+                Ok((running, exit, listener)) => {
+                    let watched = Arc::downgrade(&running);
+                    // From here on it is the lane's, which kills it by dropping it. A lane that is gone needs no news;
+                    // dropping them kills the instance.
+                    let _ = news.send(News::Started { instance, running, listener, exit, began }).await;
+                    if let Some(Nursed { nursery, core, standing }) = nursed {
+                        nursery.look_after(watched, core, standing).await;
+                    }
+                }
+                Err(failure) => drop(news.send(News::StartFailed { instance, failure }).await),
+            }
         }
     }
 }
@@ -162,13 +232,16 @@ impl<'a> Nursed<'a> {
     }
 }
 
+/// An instance whose program runs.
+type Made = (Arc<Running>, oneshot::Receiver<Exit>, TcpListener);
+
 async fn start(
     client: &Client,
     kit: &Kit,
     (instance, image, on, shares): (InstanceId, &Image, Placement, Shares),
     nursed: Option<&Nursed<'_>>,
     (scribe, networks): (&mpsc::Sender<scribe::Order>, &mpsc::Sender<NetworkOrder>),
-) -> Result<(Arc<Running>, News), StartFailure> {
+) -> Result<Made, StartFailure> {
     let mut launch = kit.launch(instance, image, (on, shares))?;
     if let Some(Nursed { nursery, core, standing }) = nursed {
         launch.placement = nursery.placement(*core, *standing);
@@ -193,8 +266,7 @@ async fn start(
         scribe::Order::Follow { instance, function: image.spec.name.clone(), output: started.stdout, errors: started.stderr };
     scribe.try_send(follow).map_err(|_| StartFailure::Scribe)?;
     let running = Arc::new(Running::new(started.handle, started.program, meter, network));
-    let news = News::Started { instance, running: Arc::clone(&running), listener: started.listener, exit: started.exit };
-    Ok((running, news))
+    Ok((running, started.exit, started.listener))
 }
 
 impl Kit {
@@ -336,5 +408,33 @@ pub(crate) async fn forward(mut orders: mpsc::Receiver<NetworkOrder>) {
             },
             Some(_) = running.join_next() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_wants_many_instances_delays_another_function_by_one_start() {
+        let name = |text: &str| text.parse::<FunctionName>().unwrap();
+        let mut queue = Queue::default();
+        (0..100).for_each(|nth| queue.add(name("many"), ("many", nth)));
+        assert_eq!(queue.next(), Some(("many", 0)));
+        queue.add(name("one"), ("one", 0));
+        queue.add(name("a"), ("a", 0));
+        let turns: Vec<(&str, i32)> = (0..5).filter_map(|_| queue.next()).collect();
+        assert_eq!(turns, [("one", 0), ("a", 0), ("many", 1), ("many", 2), ("many", 3)]);
+    }
+
+    #[tokio::test]
+    async fn no_turn_comes_while_no_start_waits() {
+        let mut queue = Queue::default();
+        queue.add("one".parse().unwrap(), 1);
+        queue.next().unwrap();
+        assert_eq!(queue.next(), None);
+        let starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
+        let waits = tokio::time::timeout(std::time::Duration::ZERO, turn(&starts, &queue)).await;
+        waits.unwrap_err();
     }
 }

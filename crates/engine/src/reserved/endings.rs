@@ -111,6 +111,7 @@ impl Engine {
         facts.overran |= end == End::Overran;
         actions.push(Action::Fail { id, end });
         self.lose(instance, facts.delivered);
+        self.died(instance);
         self.kill(instance, actions);
         self.conclude(id, &facts, end, actions);
     }

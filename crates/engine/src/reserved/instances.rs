@@ -396,6 +396,7 @@ impl Engine {
             State::Busy { invocation } => {
                 let left = self.leave_instance(invocation);
                 self.lose(id, left.as_ref().and_then(|(facts, _)| facts.delivered));
+                self.died(id);
                 self.leave_fleet(id);
                 if let Some((facts, _)) = left {
                     actions.push(Action::Fail { id: invocation, end: End::Crashed });
@@ -404,6 +405,7 @@ impl Engine {
             }
             State::Finishing => {
                 self.lose(id, None);
+                self.died(id);
                 self.leave_fleet(id);
             }
             State::Dying => self.leave_fleet(id),
@@ -480,6 +482,15 @@ impl Engine {
         let from = from.unwrap_or_else(|| until.before(self.options.evidence_wait));
         if let Some(bay) = self.bay_of(id) {
             bay.short = Some(Missing::Lost { from, until });
+        }
+    }
+
+    /// It died at work, or was killed there: whoever does so again and again is replaced ever later, since replacing it takes
+    /// turns of starting that others wait for.
+    pub(super) fn died(&mut self, id: InstanceId) {
+        let (now, first, last) = (self.now, self.options.restart_first, self.options.restart_last);
+        if let Some(code) = self.code_of(id) {
+            code.restarts.died(now, first, last);
         }
     }
 

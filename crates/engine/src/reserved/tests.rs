@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use model::{Burst, Cause, DurationText, End, FunctionKey, OnOverrun, Overflow, Rate, RateClass, Time, Version};
 
-use crate::port::{Refusal, Shard};
+use super::{Engine, Options};
+use crate::port::{Action, Event, Refusal, Shard};
 use crate::tests::for_each_seed;
 use crate::world::{COLD, Faults, MS, Subject, World, story, subject};
 
@@ -321,4 +322,43 @@ fn check_records(world: &World, seed: u64) {
 #[test]
 fn seeded_stories_keep_every_invariant() {
     for_each_seed(|seed| check_records(&story(seed), seed));
+}
+
+/// Starts within ten seconds of a function at 40/s whose instances are ready at once, and end each invocation so.
+fn starts_of(end: impl Fn(model::InvocationId, model::InstanceId) -> Event) -> usize {
+    let mut engine = Engine::new(Options::default());
+    let deployment = subject(1, per_second(40), 1, 10 * MS).deployment;
+    let mut events = vec![Event::Install(Box::new(deployment))];
+    let mut starts = 0;
+    for ms in 0..10_000 {
+        let now = Time::from_millis(1_000 + ms);
+        if ms % 25 == 0 {
+            let id = model::InvocationId::from_u128(u128::from(ms));
+            events.push(Event::Arrived { id, function: FunctionKey(1), deadline: None });
+        }
+        let mut actions = Vec::new();
+        engine.wake(now, &mut actions);
+        for event in std::mem::take(&mut events) {
+            engine.handle(now, event, &mut actions);
+        }
+        for action in actions {
+            if let Action::Start { instance, .. } = action {
+                starts += 1;
+                events.push(Event::Ready { instance });
+            } else if let Action::Deliver { id, instance, .. } = action {
+                events.push(end(id, instance));
+            } else if let Action::Kill { instance } = action {
+                events.push(Event::Gone { instance });
+            }
+        }
+    }
+    starts
+}
+
+#[test]
+fn instances_that_die_at_work_again_and_again_are_replaced_ever_later() {
+    let crashed = starts_of(|_, instance| Event::Gone { instance });
+    let abandoned = starts_of(|id, _| Event::Abandoned { id });
+    // 400 invocations came; the pauses double from 10 ms up to 5 s.
+    assert!(crashed < 40 && abandoned < 40, "{crashed} starts after crashes, {abandoned} after clients left");
 }

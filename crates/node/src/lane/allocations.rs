@@ -18,7 +18,7 @@ use runtime::sys::process::Pidfd;
 use rustix::process::Pid;
 use tokio::sync::oneshot;
 
-use super::links::Order;
+use super::links::{NewInstance, Order};
 use super::tests::{front, image, request};
 use super::*;
 use crate::instance::Running;
@@ -131,7 +131,7 @@ fn install(
         ends.commands.blocking_send(Command::Install { deployment, image: image(&name(key)), done }).unwrap();
         while installed.try_recv() != Ok(Installed::Serving) {
             match ends.orders.blocking_recv().unwrap() {
-                Order::Start { instance, .. } => {
+                Order::Start(NewInstance { instance, .. }) => {
                     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                     let mut runtime = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
                     runtime.set_nodelay(true).unwrap();
@@ -141,7 +141,7 @@ fn install(
                     let (exited, exit) = oneshot::channel();
                     exits.push(exited);
                     let running = stand.running();
-                    ends.news.blocking_send(News::Started { instance, running, listener, exit }).unwrap();
+                    ends.news.blocking_send(News::Started { instance, running, listener, exit, began: clock::now() }).unwrap();
                 }
                 Order::Place { instance, .. } => {
                     ends.news.blocking_send(News::Placed { instance }).unwrap();

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::Usage;
 use super::delays::Delays;
 use super::instance::Instance;
-use super::links::{Links, Order};
+use super::links::{Links, NewInstance, Order};
 use super::machine::Machine;
 use super::message::{Command, Traffic};
 use super::watch::Watches;
@@ -281,12 +281,12 @@ impl<M: Machine> Core<M> {
     }
 
     /// The launcher made the instance. Returns whether it is still wanted.
-    pub(super) fn started(&mut self, instance: InstanceId, running: &Arc<Running>) -> bool {
+    pub(super) fn started(&mut self, instance: InstanceId, running: &Arc<Running>, began: Time) -> bool {
         let Some(known) = self.instances.get_mut(&instance) else {
             running.kill();
             return false;
         };
-        known.started(Arc::clone(running));
+        known.started(Arc::clone(running), began);
         true
     }
 
@@ -601,8 +601,10 @@ impl<M: Machine> Core<M> {
         };
         let arn = HeaderValue::from_str(&self.front.home.arn(&image.spec.name))
             .expect("invariant: names, regions and accounts are ASCII without control characters");
-        self.instances.insert(instance, Instance::starting((function, image.spec.runtime), arn, on));
-        if self.links.order(Order::Start { instance, image, on }).is_err() {
+        let mut starting = Instance::starting((function, image.spec.runtime), arn, on);
+        let start = NewInstance { instance, image, on, wanted: starting.is_wanted() };
+        self.instances.insert(instance, starting);
+        if self.links.order(Order::Start(start)).is_err() {
             self.note_failure(instance, "the node starts too many instances at once");
             self.instances.remove(&instance);
             self.events.push_back(Event::Gone { instance });

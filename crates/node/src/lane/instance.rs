@@ -1,7 +1,7 @@
 //! An instance as its lane sees it: its process, its Runtime API, the invocation it runs.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use runtime::sys::clock;
 use tokio::sync::oneshot;
 
 use super::idle::Rest;
+use super::links::Wanted;
 use super::ration::Ration;
 use crate::instance::Running;
 use crate::lambda::invoke;
@@ -34,13 +35,15 @@ pub(super) struct Instance {
     pub(super) arn: HeaderValue,
     class: Settling,
     fate: Fate,
+    /// While it is to be started.
+    wanted: Option<Arc<Wanted>>,
     held: BTreeMap<ConnectionId, oneshot::Sender<Held>>,
     connections: u64,
     /// Since when it starts, until it first asks for an invocation.
     born: Option<Time>,
     /// How long its start took, until an invocation carries it away.
     start: Option<Duration>,
-    /// Since when it starts, until it can take an invocation.
+    /// Since when its start has its turn, until it can take an invocation.
     began: Option<Time>,
     /// The CPU time of its program at its last answer, until it asks again.
     pub(super) answered: Option<Duration>,
@@ -81,6 +84,7 @@ impl Instance {
             arn,
             class: Settling::Starting,
             fate: Fate::Wanted,
+            wanted: None,
             held: BTreeMap::new(),
             connections: 0,
             born: Some(now),
@@ -94,7 +98,15 @@ impl Instance {
         }
     }
 
-    pub(super) fn started(&mut self, running: Arc<Running>) {
+    /// For the starter: whether it is still to be started.
+    pub(super) fn is_wanted(&mut self) -> Weak<Wanted> {
+        Arc::downgrade(self.wanted.get_or_insert_with(|| Arc::new(Wanted)))
+    }
+
+    /// It has a process now; its start had its turn at `began`, and what came before says nothing of how long starts take.
+    pub(super) fn started(&mut self, running: Arc<Running>, began: Time) {
+        self.wanted = None;
+        self.began = self.began.map(|_| began);
         if self.fate == Fate::Doomed {
             running.kill();
         }
@@ -103,6 +115,7 @@ impl Instance {
 
     pub(super) fn kill(&mut self) {
         self.fate = Fate::Doomed;
+        self.wanted = None;
         if let Some(running) = &self.running {
             running.kill();
         }

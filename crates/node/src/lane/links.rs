@@ -1,7 +1,7 @@
 //! A lane's ways out: the starter of instances, the other lane, the management front, the recorder. None ever blocks.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use engine::port::{Placement, Refusal};
@@ -23,8 +23,27 @@ pub(crate) const HAND_OVERS_MAX: u32 = 4_096;
 pub(crate) const ORDERS_MAX: usize = 8_192;
 /// What the starter is asked to do.
 pub(crate) enum Order {
-    Start { instance: InstanceId, image: Arc<Image>, on: Placement },
+    Start(NewInstance),
     Place { instance: InstanceId, running: Arc<Running>, on: Placement },
+}
+
+/// An instance that is to be made.
+pub(crate) struct NewInstance {
+    pub(crate) instance: InstanceId,
+    pub(crate) image: Arc<Image>,
+    pub(crate) on: Placement,
+    pub(crate) wanted: Weak<Wanted>,
+}
+
+/// Kept by an instance as long as it is wanted.
+#[derive(Debug)]
+pub(crate) struct Wanted;
+
+impl NewInstance {
+    /// Whether the lane did not give it up while it waited.
+    pub(crate) fn is_wanted(&self) -> bool {
+        0 < self.wanted.strong_count()
+    }
 }
 
 /// Where records go. Called on a lane's thread: it must neither block nor take a lock that another class holds.

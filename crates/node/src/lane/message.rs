@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use engine::port::{Deployment, Reservation};
 use journal::record::Counters;
-use model::{FunctionKey, FunctionName, InstanceId, InvocationId};
+use model::{FunctionKey, FunctionName, InstanceId, InvocationId, Time};
 use runtime::launcher::Exit;
 use tokio::sync::oneshot;
 
@@ -85,6 +85,12 @@ pub(crate) enum News {
         running: Arc<Running>,
         listener: std::net::TcpListener,
         exit: oneshot::Receiver<Exit>,
+        /// When its start had its turn.
+        began: Time,
+    },
+    /// It was given up before its start had its turn.
+    NotStarted {
+        instance: InstanceId,
     },
     StartFailed {
         instance: InstanceId,

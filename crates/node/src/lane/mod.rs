@@ -265,12 +265,13 @@ async fn join<M>(lane: &Lane<M>) {
 
 fn news_of<M: Machine>(lane: &Rc<Lane<M>>, news: News) {
     match news {
-        News::Started { instance, running, listener, exit } => {
-            if lane.with(|core| core.started(instance, &running)) {
+        News::Started { instance, running, listener, exit, began } => {
+            if lane.with(|core| core.started(instance, &running, began)) {
                 let serving = Rc::clone(lane);
                 lane.spawn(async move { api::serve(serving, instance, (running, listener, exit)).await });
             }
         }
+        News::NotStarted { instance } => lane.with(|core| core.gone(instance)),
         News::StartFailed { instance, failure } => lane.with(|core| core.start_failed(instance, &failure)),
         News::Placed { instance } => lane.with(|core| core.placed(instance)),
         News::Gap(gap) => lane.with(|core| core.gap(clock::now(), gap)),

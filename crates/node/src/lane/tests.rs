@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::links::Order;
+use super::links::{NewInstance, Order};
 use super::*;
 use crate::auth::Policy;
 use crate::auth::keys::{Keys, Secret};
@@ -331,11 +331,26 @@ fn an_instance_that_asks_without_end_is_killed_and_its_log_says_so() {
     on_lane(async || {
         let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 64, start_one);
         install(&lane, "greedy", 1);
-        assert!(matches!(outside.orders.try_recv(), Ok(Order::Start { instance: InstanceId(1), .. })));
+        assert!(matches!(outside.orders.try_recv(), Ok(Order::Start(NewInstance { instance: InstanceId(1), .. }))));
         assert_eq!(granted(&lane), ration::ASKS_PER_START);
         let Ok(scribe::Order::Note { text, .. }) = outside.scribe.try_recv() else { panic!("its log says nothing") };
         assert!(text.contains("may not ask for more"), "{text}");
         assert!(outside.scribe.try_recv().is_err(), "it is told once");
+    });
+}
+
+#[test]
+fn an_instance_that_is_given_up_before_its_turn_is_not_started() {
+    on_lane(async || {
+        let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 64, |now, event, actions| match event {
+            Event::Drain => actions.push(Action::Kill { instance: InstanceId(1) }),
+            event => start_one(now, event, actions),
+        });
+        install(&lane, "late", 1);
+        let Ok(Order::Start(start)) = outside.orders.try_recv() else { panic!("no start is ordered") };
+        assert!(start.is_wanted());
+        lane.with(|core| core.event(Event::Drain));
+        assert!(!start.is_wanted());
     });
 }
 
