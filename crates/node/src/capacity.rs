@@ -31,6 +31,8 @@ const ACCEPT_COST: Duration = Duration::from_micros(60);
 const ASK_COST: Duration = Duration::from_micros(30);
 /// One piece of a long request or answer, 64 KiB at most: copied out of the kernel or into it.
 const PIECE_COST: Duration = Duration::from_micros(30);
+/// One look at what the threads of an invocation do: a directory and up to 17 files of `/proc`.
+const STATE_COST: Duration = Duration::from_micros(100);
 /// An instance's start and end, without what it asks meanwhile.
 const START_COST: Duration = Duration::from_micros(150);
 /// Excess per second that admission accounts for, over all functions.
@@ -55,6 +57,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         budgeted(excess, EXCESS_AT_ONCE, one),
         budgeted(CLIENTS_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
         budgeted(INSTANCES_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
+        budgeted(watch::STATES_PER_SECOND, watch::STATES_AT_ONCE, STATE_COST),
         budgeted(STARTS_PER_SECOND, STARTS_AT_ONCE, START_COST + ASK_COST * ration::ASKS_PER_START),
     ];
     NodeCapacity {

@@ -12,12 +12,21 @@ use model::{InstanceId, InvocationId, Time};
 
 use super::core::Core;
 use super::machine::Machine;
+use crate::budget::Budget;
 
 /// The shortest rest after which an invocation is looked at again: the sampling overshoot that admission adds to a budget.
 pub(crate) const SAMPLING: Duration = Duration::from_micros(200);
 
 /// When to look again at one that waits for its core. Its admitted response bound ends it whatever the looks say.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Looks at what the threads of an invocation do, per second and at once, that admission accounts for: each reads a directory
+/// and up to 17 files.
+pub(crate) const STATES_PER_SECOND: u32 = 100;
+pub(crate) const STATES_AT_ONCE: u32 = 2;
+
+/// Invocations looked at in one go, before others come.
+const LOOKED_AT: usize = 16;
 
 /// What an invocation had used when it was delivered, and what it may use.
 #[derive(Clone, Debug)]
@@ -33,6 +42,8 @@ struct Watch {
     cpu_budget: Duration,
     /// The look before this one found its time over, and nothing of it waiting for a core.
     resting: bool,
+    /// This look has its turn to see what the threads do.
+    booked: bool,
 }
 
 /// What an invocation used until it was looked at.
@@ -51,12 +62,17 @@ enum Verdict {
 }
 
 impl Watch {
-    /// `wants_its_core` says whether something of it waits for a core; it is asked where that decides.
-    fn judge(&self, now: Time, used: Used, wants_its_core: impl FnOnce() -> bool) -> Verdict {
+    /// What is left to it of its CPU budget, and until one of its bounds can be reached.
+    fn left(&self, now: Time, used: Used) -> (Duration, Duration) {
         let own = now.since(self.delivered).saturating_sub(used.pushed_aside).saturating_sub(used.stolen);
         // A machine that does not know what was stolen from it counts it as used.
         let cpu_left = self.cpu_budget.saturating_sub(used.cpu.saturating_sub(used.stolen));
-        let rest = self.run_time.saturating_sub(own).min(cpu_left);
+        (cpu_left, self.run_time.saturating_sub(own).min(cpu_left))
+    }
+
+    /// `wants_its_core` says whether something of it waits for a core; it is asked where that decides.
+    fn judge(&self, now: Time, used: Used, wants_its_core: impl FnOnce() -> bool) -> Verdict {
+        let (cpu_left, rest) = self.left(now, used);
         if !rest.is_zero() {
             return Verdict::Look { at: now + rest.max(SAMPLING), resting: false };
         }
@@ -64,8 +80,9 @@ impl Watch {
             return Verdict::Overran;
         }
         // What waits for its core right now is pushed aside right now, which the kernel counts only once it runs again.
+        // Before it can have used its CPU budget up, another look would say the same.
         if wants_its_core() {
-            return Verdict::Look { at: now + LOOK_AGAIN, resting: false };
+            return Verdict::Look { at: now + cpu_left.max(LOOK_AGAIN), resting: false };
         }
         // Where this thread does not outrank the instance, it may have waited and run between the two looks at it, and its
         // answer may lie unread. The next look counts that wait, and until then its answer is read.
@@ -73,23 +90,40 @@ impl Watch {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Watches {
+    states: Budget,
     by_id: BTreeMap<InvocationId, Watch>,
     by_time: BTreeMap<(Time, InvocationId), ()>,
 }
 
+impl Default for Watches {
+    fn default() -> Self {
+        let states = Budget::new(STATES_PER_SECOND, STATES_AT_ONCE);
+        Self { states, by_id: BTreeMap::new(), by_time: BTreeMap::new() }
+    }
+}
+
 impl Watches {
+    /// Whether a look has to wait for its turn to see what the threads do, and until when.
+    fn waits_for_turn(&mut self, now: Time, watch: &Watch, used: Used) -> Option<Time> {
+        let (cpu_left, rest) = watch.left(now, used);
+        if watch.booked || !rest.is_zero() || cpu_left.is_zero() {
+            return None;
+        }
+        Some(self.states.book(now)).filter(|from| now < *from)
+    }
+
     pub(super) fn next(&self) -> Option<Time> {
         self.by_time.keys().next().map(|(at, _)| *at)
     }
 
-    /// Takes the watches that are due.
+    /// Takes the watches that are due, up to [`LOOKED_AT`]; the others are due at once again.
     pub(super) fn due(&mut self, now: Time) -> Vec<InvocationId> {
         let mut due = Vec::new();
         while let Some(entry) = self.by_time.first_entry() {
             let (at, id) = *entry.key();
-            if now < at {
+            if now < at || LOOKED_AT <= due.len() {
                 break;
             }
             entry.remove();
@@ -127,6 +161,7 @@ impl<M: Machine> Core<M> {
             run_time: allowance.run_time,
             cpu_budget,
             resting: false,
+            booked: false,
         };
         self.watches.set(id, watch);
     }
@@ -145,9 +180,12 @@ impl<M: Machine> Core<M> {
             pushed_aside: running.pushed_aside().saturating_sub(watch.pushed_aside_before),
             stolen: self.stolen_on(watch.core).saturating_sub(watch.stolen_before),
         };
+        if let Some(at) = self.watches.waits_for_turn(now, &watch, used) {
+            return self.watches.set(id, Watch { at, booked: true, ..watch });
+        }
         match watch.judge(now, used, || running.wants_its_core()) {
             Verdict::Overran => self.event_at(now, Event::Overran { id, cpu: used.cpu }),
-            Verdict::Look { at, resting } => self.watches.set(id, Watch { at, resting, ..watch }),
+            Verdict::Look { at, resting } => self.watches.set(id, Watch { at, resting, booked: false, ..watch }),
         }
     }
 
@@ -177,6 +215,7 @@ mod tests {
             run_time: ms(20),
             cpu_budget: ms(10),
             resting: false,
+            booked: false,
         }
     }
 
@@ -213,9 +252,30 @@ mod tests {
     }
 
     #[test]
+    fn many_that_wait_for_their_core_take_a_bounded_part_of_the_lane() {
+        let mut watches = Watches::default();
+        let mut ready: BTreeMap<u64, (u64, bool)> = (0..59).map(|id| (id, (20, false))).collect();
+        let mut states = 0;
+        for at in 20..1_020 {
+            for (due, booked) in ready.values_mut().filter(|(due, _)| *due <= at) {
+                let now = Time::ZERO + ms(at);
+                let watch = Watch { booked: *booked, ..watch() };
+                if let Some(turn) = watches.waits_for_turn(now, &watch, used(9, 0)) {
+                    (*due, *booked) = (turn.as_nanos() / 1_000_000, true);
+                } else {
+                    states += 1;
+                    (*due, *booked) = (at + 1, false);
+                }
+            }
+        }
+        assert!((90..=STATES_PER_SECOND + STATES_AT_ONCE).contains(&states), "{states}");
+    }
+
+    #[test]
     fn what_waits_for_its_core_is_looked_at_again_and_what_used_its_cpu_is_not() {
         let now = Time::ZERO + ms(20);
         assert_eq!(at_rest().judge(now, used(9, 0), || true), look(ms(20) + LOOK_AGAIN));
+        assert_eq!(at_rest().judge(now, used(2, 0), || true), look(ms(28)), "no sooner than its CPU can be used up");
         assert_eq!(watch().judge(now, used(10, 0), || panic!("its CPU decides")), Verdict::Overran);
     }
 }
