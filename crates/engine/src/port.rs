@@ -121,6 +121,13 @@ pub enum Event {
         id: InvocationId,
         at: Time,
     },
+    /// A sampled run of an invocation that ends now: it took `run`, and for `wanted` of that its instance used a core or waited
+    /// for one. Told before the end, in the best-effort lane only.
+    Measured {
+        id: InvocationId,
+        run: Duration,
+        wanted: Duration,
+    },
     /// The instance delivered a result or an error; it may not be ready for the next invocation yet.
     Ended {
         id: InvocationId,

@@ -344,6 +344,7 @@ impl World {
                     Event::Ended { id, .. }
                     | Event::Started { id, .. }
                     | Event::Delivered { id, .. }
+                    | Event::Measured { id, .. }
                     | Event::Overran { id, .. } => !self.open.contains_key(id),
                     Event::Ready { instance } => !self.instances.get(instance).is_some_and(|sim| sim.state != SimState::Killed),
                     Event::Gone { instance } => !self.instances.contains_key(instance),

@@ -272,6 +272,7 @@ impl Node {
         let front = Arc::clone(&self.front);
         let rng = ChaCha12Rng::from_seed(random()?);
         let memory_mib = self.best_effort_memory() >> 20;
+        let cores = u32::try_from(self.cores.len()).unwrap_or(u32::MAX).max(1);
         let failed = |source| Error::Thread { source };
         match which {
             Lane::Guaranteed => threads.start(name_of(which), move || {
@@ -279,7 +280,7 @@ impl Node {
                 run_lane(Start { lane: which, machine, links, inbox, front, rng, placement })
             }),
             Lane::BestEffort => threads.start(name_of(which), move || {
-                let machine = shared::Engine::new(shared::Options { memory_mib, ..shared::Options::default() });
+                let machine = shared::Engine::new(shared::Options { memory_mib, cores, ..shared::Options::default() });
                 run_lane(Start { lane: which, machine, links, inbox, front, rng, placement })
             }),
         }

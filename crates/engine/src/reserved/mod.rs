@@ -247,7 +247,8 @@ impl Engine {
             Event::Started { id, at } => self.started(id, at),
             Event::Ended { id, end, cpu } => self.ended(id, end, cpu, actions),
             Event::Overran { id, cpu } => self.overran(id, cpu, actions),
-            Event::ProbeGap { .. } => {}
+            // The second concerns the best-effort lane.
+            Event::ProbeGap { .. } | Event::Measured { .. } => {}
             Event::Drain => self.drain(actions),
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use model::{End, FunctionKey, InstanceId};
 
+use super::width::Width;
 use super::{Engine, Function, Incoming, Instance, PATIENCE, Room, Space, State, Timer};
 use crate::port::{Action, Deployment, Placement, Refusal};
 use crate::restarts::Restarts;
@@ -31,6 +32,8 @@ impl Engine {
                 idle: BTreeSet::new(),
                 starting: 0,
                 total: 0,
+                running: 0,
+                width: Width::default(),
                 estimate: FIRST_ESTIMATE,
             };
             self.functions.insert(key, function);

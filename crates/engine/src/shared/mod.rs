@@ -11,6 +11,7 @@
 mod instances;
 #[cfg(test)]
 mod tests;
+mod width;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId, Tenant, Time, 
 
 use crate::port::{Action, Allowance, Deployment, Event, Refusal};
 use crate::restarts::Restarts;
+use width::{Looks, Width};
 
 /// The limits of the lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Options {
     pub concurrency: u32,
     /// Invocations that may wait.
     pub queue: Limits,
+    /// Cores that instances run on.
+    pub cores: u32,
     /// How long an idle instance is kept.
     pub idle_keep: Duration,
     /// An instance that is not ready after this time is killed; its start has failed.
@@ -54,6 +58,7 @@ impl Default for Options {
             function_instances: 100,
             concurrency: 256,
             queue: Limits { per_tenant: 1_000, total: 10_000 },
+            cores: 1,
             idle_keep: Duration::from_secs(300),
             start_limit: Duration::from_secs(30),
             start_failures: 3,
@@ -115,6 +120,9 @@ struct Function {
     idle: BTreeSet<(Time, InstanceId)>,
     starting: u32,
     total: u32,
+    /// Invocations that run, on instances of any version.
+    running: u32,
+    width: Width,
     /// What a run is charged with until its time is known.
     estimate: Duration,
 }
@@ -159,6 +167,8 @@ enum Timer {
     Stop(InvocationId),
     Starting(InstanceId),
     Restart(FunctionKey),
+    /// Looks whether a function has been held to its width for too long.
+    Held(FunctionKey),
     Idle,
     /// Who waits for room looks again who holds it.
     Patience,
@@ -175,6 +185,14 @@ enum Space {
     Soon,
     /// By runs that have taken long already.
     Held,
+}
+
+impl Function {
+    /// Its instances that are not idle: those that start, run, or have answered and not asked for more.
+    fn at_work(&self) -> u32 {
+        let idle = u32::try_from(self.idle.len()).unwrap_or(u32::MAX);
+        self.total.saturating_sub(idle).max(self.running)
+    }
 }
 
 fn function_tenant(functions: &BTreeMap<FunctionKey, Function>, key: FunctionKey) -> Tenant {
@@ -220,6 +238,7 @@ impl Engine {
             Event::Abandoned { id } => self.abandoned(id, actions),
             Event::Ready { instance } => self.ready(instance, actions),
             Event::Gone { instance } => self.gone(instance, actions),
+            Event::Measured { id, run, wanted } => self.measured(id, run, wanted),
             Event::Ended { id, .. } => self.ended(id, actions),
             Event::Overran { id, .. } => self.stop(id, End::Overran, actions),
             Event::Drain => self.drain(actions),
@@ -244,6 +263,7 @@ impl Engine {
                 Timer::Stop(id) => self.stop(id, End::Overran, actions),
                 Timer::Starting(instance) => self.start_overdue(instance, actions),
                 Timer::Restart(function) => self.refresh(function),
+                Timer::Held(function) => self.look_at_held(function),
                 Timer::Idle => self.drop_idle(actions),
                 Timer::Patience => self.impatient = false,
             }
@@ -324,7 +344,7 @@ impl Engine {
 
     /// Gives the oldest invocation of the function whose turn it is to an idle instance.
     fn serve(&mut self, key: FunctionKey, instance: InstanceId, actions: &mut Vec<Action>) {
-        let function = &self.functions[&key];
+        let function = self.functions.get_mut(&key).expect("invariant: whose turn it is, is known");
         let timeout = function.deployment.timeout;
         let Some((id, deadline, charge)) = self.queue.pop(function.estimate) else { return };
         self.waiting.remove(&id);
@@ -333,6 +353,8 @@ impl Engine {
             actions.push(Action::Refuse { id, refusal: Refusal::Expired { deadline } });
             return self.refresh(key);
         }
+        function.running += 1;
+        function.width.moves(self.now);
         self.leave_idle(instance);
         let known = self.instances.get_mut(&instance).expect("invariant: an idle instance is known");
         known.state = State::Busy { invocation: id };
@@ -379,6 +401,8 @@ impl Engine {
         let took = self.now.since(delivered);
         self.queue.settle(&charge, took);
         if let Some(function) = self.functions.get_mut(&function) {
+            // One that ran for a function that was removed and deployed again is not counted.
+            function.running = function.running.saturating_sub(1);
             function.estimate = (function.estimate * 7 + took) / 8;
         }
         Some(instance)
@@ -404,16 +428,47 @@ impl Engine {
 
     /// Lets a function take part in the turns iff something can be done for it when its turn comes.
     fn refresh(&mut self, key: FunctionKey) {
-        let Some(function) = self.functions.get(&key) else { return };
+        let Some(function) = self.functions.get_mut(&key) else { return };
         let tenant = &function.deployment.tenant;
         let waiting = self.queue.waiting(tenant, key);
         let short = usize::try_from(function.starting).is_ok_and(|starting| starting < waiting);
         let may_start = function.total < self.options.function_instances && function.restarts.retry_at() <= self.now;
-        if !function.idle.is_empty() || (short && may_start) {
+        let able = !function.idle.is_empty() || (short && may_start);
+        let held = able && function.width.limit(self.options.cores) <= function.at_work();
+        if held && 0 < waiting && function.width.looks == Looks::No {
+            function.width.looks = Looks::Set;
+            function.width.moves(self.now);
+            self.timers.insert((function.width.held_until(function.estimate), Timer::Held(key)));
+        }
+        if able && !held {
             self.queue.want(tenant, key);
         } else {
             self.queue.pass_over(tenant, key);
         }
+    }
+
+    /// A function was held to its width a while ago. If nothing was given to it since, what was learned is wrong.
+    fn look_at_held(&mut self, key: FunctionKey) {
+        let Some(function) = self.functions.get_mut(&key) else { return };
+        let until = function.width.held_until(function.estimate);
+        if self.now < until && 0 < self.queue.waiting(&function.deployment.tenant, key) {
+            self.timers.insert((until, Timer::Held(key)));
+            return;
+        }
+        function.width.looks = Looks::No;
+        if until <= self.now && 0 < self.queue.waiting(&function.deployment.tenant, key) {
+            function.width.forget();
+        }
+        self.refresh(key);
+    }
+
+    /// Learns from a run how many of its function are of use at once.
+    fn measured(&mut self, id: InvocationId, run: Duration, wanted: Duration) {
+        let Some(key) = self.running.get(&id).map(|run| run.function) else { return };
+        if let Some(function) = self.functions.get_mut(&key) {
+            function.width.learn(run, wanted);
+        }
+        self.refresh(key);
     }
 
     /// The version that serves.

@@ -14,7 +14,7 @@ const MS: Duration = Duration::from_millis(1);
 const COLD: Duration = Duration::from_millis(50);
 
 fn options() -> Options {
-    Options { memory_mib: 1024, instances: 12, function_instances: 6, concurrency: 4, ..Options::default() }
+    Options { memory_mib: 1024, instances: 12, function_instances: 6, concurrency: 4, cores: 2, ..Options::default() }
 }
 
 fn deployment(key: u64, tenant: &str, mib: u64) -> Deployment {
@@ -43,6 +43,8 @@ struct World {
     ready: BTreeSet<InstanceId>,
     open: BTreeMap<InvocationId, FunctionKey>,
     run: BTreeMap<FunctionKey, Duration>,
+    /// The part of a run that wants a core, where it is measured.
+    wanted: BTreeMap<FunctionKey, Duration>,
     served: BTreeMap<FunctionKey, Duration>,
     delivered: Vec<FunctionKey>,
     starts: usize,
@@ -69,6 +71,7 @@ impl World {
             ready: BTreeSet::new(),
             open: BTreeMap::new(),
             run: BTreeMap::new(),
+            wanted: BTreeMap::new(),
             served: BTreeMap::new(),
             delivered: Vec::new(),
             starts: 0,
@@ -128,6 +131,11 @@ impl World {
                 return;
             }
             busy.1 = None;
+            let function = self.open[id];
+            if let Some(wanted) = self.wanted.get(&function) {
+                let (run, wanted) = (self.run[&function], *wanted);
+                self.tell(Event::Measured { id: *id, run, wanted });
+            }
             self.answer(*id);
             self.plan(MS, Event::Ready { instance });
         }
@@ -322,6 +330,10 @@ fn story(seed: u64) {
         let (tenant, mib) = (["a", "b"][world.rng.random_range(0..2)], sizes[world.rng.random_range(0..4)]);
         let run = MS * world.rng.random_range(1..60);
         world.install(deployment(key, tenant, mib), run);
+        if world.rng.random_bool(0.7) {
+            let wanted = run * world.rng.random_range(0..=4) / 4;
+            world.wanted.insert(FunctionKey(key), wanted);
+        }
     }
     let mut last = None;
     for _ in 0..150 {
@@ -349,6 +361,62 @@ fn story(seed: u64) {
     assert!(world.open.is_empty(), "waits although there is room: {:?}", world.open);
     world.tell(Event::Drain);
     assert!(world.engine.is_drained());
+}
+
+/// A function of 5 ms runs that was measured once; they want a core for `wanted` of it.
+fn measured(wanted: Duration, options: Options) -> World {
+    let mut world = World::new(1, options);
+    world.install(deployment(1, "a", 64), 5 * MS);
+    world.wanted.insert(FunctionKey(1), wanted);
+    world.arrive(1);
+    world.run_for(Duration::from_secs(1));
+    world
+}
+
+#[test]
+fn a_function_that_computes_gets_as_many_instances_as_there_are_cores() {
+    let mut world = measured(5 * MS, options());
+    for _ in 0..200 {
+        world.arrive(1);
+    }
+    world.run_for(Duration::from_secs(5));
+    assert_eq!((world.starts, world.delivered.len()), (2, 201));
+}
+
+#[test]
+fn a_function_that_waits_gets_an_instance_for_each_invocation() {
+    let mut world = measured(MS, Options { concurrency: 6, ..options() });
+    for _ in 0..6 {
+        world.arrive(1);
+    }
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.starts, 6);
+}
+
+#[test]
+fn what_was_learned_wrongly_holds_nobody_for_long() {
+    let mut world = measured(5 * MS, options());
+    world.run.insert(FunctionKey(1), Duration::from_millis(900));
+    for _ in 0..4 {
+        world.arrive(1);
+    }
+    world.run_for(COLD * 2);
+    assert_eq!(world.delivered.len(), 3, "two more run, on two cores");
+    world.run_for(Duration::from_millis(200));
+    assert_eq!(world.delivered.len(), 5);
+}
+
+#[test]
+fn who_is_held_holds_nobody_else() {
+    let mut world = measured(5 * MS, options());
+    world.install(deployment(2, "b", 64), 5 * MS);
+    for _ in 0..500 {
+        world.arrive(1);
+    }
+    world.run_for(COLD * 2);
+    world.arrive(2);
+    world.run_for(COLD + MS);
+    assert!(world.delivered.contains(&FunctionKey(2)), "it took a cold start and no more");
 }
 
 #[test]

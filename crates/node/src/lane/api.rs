@@ -233,6 +233,8 @@ impl<M: Machine> Core<M> {
         if let Some(at) = stamped {
             self.event_at(now, Event::Started { id, at });
         }
+        let finished = ended.ended.filter(|at| stamped.is_some_and(|started| started <= *at) && *at <= now);
+        self.sample_end(id, instance, finished.unwrap_or(now).since(stamped.unwrap_or(delivered)));
         if let Some(known) = self.instances.get_mut(&instance) {
             known.used += now.since(delivered);
         }
@@ -316,6 +318,9 @@ impl<M: Machine> Core<M> {
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let Some(known) = self.instances.get_mut(&instance) else { return };
         known.rest.end(cpu);
+        if self.lane == lanes::Lane::BestEffort {
+            known.sample_begin();
+        }
         waiting.progress.delivered = Some(now);
         waiting.progress.dispatched = Some(now);
         waiting.progress.waited = self.arriving != Some(id);

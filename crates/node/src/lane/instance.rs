@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::idle::Rest;
 use super::links::Wanted;
 use super::ration::Ration;
+use super::sampling::Sampling;
 use crate::instance::Running;
 use crate::lambda::invoke;
 
@@ -51,6 +52,7 @@ pub(super) struct Instance {
     pub(super) held_since: Time,
     pub(super) used: Duration,
     pub(super) rest: Rest,
+    pub(super) sampling: Sampling,
     pub(super) ration: Ration,
 }
 
@@ -94,6 +96,7 @@ impl Instance {
             held_since: now,
             used: Duration::ZERO,
             rest: Rest::default(),
+            sampling: Sampling::default(),
             ration: Ration::new(runtime),
         }
     }

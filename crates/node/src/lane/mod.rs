@@ -14,6 +14,7 @@ mod machine;
 pub(crate) mod message;
 mod paced;
 pub(crate) mod ration;
+mod sampling;
 pub(crate) mod watch;
 
 #[cfg(test)]

@@ -112,6 +112,8 @@ pub struct Ended {
     /// When the handler was entered, on CLOCK_MONOTONIC. Only our bootstraps say so; the caller checks that it lies between
     /// delivery and now.
     pub started: Option<Time>,
+    /// When its result was ready to be sent, said and checked alike.
+    pub ended: Option<Time>,
     pub result: Result<Value, Failure>,
 }
 
@@ -386,7 +388,8 @@ impl Outcome {
 
 fn ended(id: InvocationId, parts: &Parts, result: Result<Value, Failure>) -> Event {
     let started = header_ns(parts, "takt-started-ns").map(Time::from_nanos);
-    Event::Ended(Ended { id, started, result })
+    let ended = header_ns(parts, "takt-ended-ns").map(Time::from_nanos);
+    Event::Ended(Ended { id, started, ended, result })
 }
 
 /// What a runtime reported, and the reply to it.

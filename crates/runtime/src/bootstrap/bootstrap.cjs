@@ -411,7 +411,9 @@ function answer(invocation, how, answered, onDone) {
     kind = `Content-Type: ${headerText(answered.contentType)}\r\nLambda-Runtime-Function-Response-Mode: streaming\r\n`;
   }
   const attempt = invocation.headers['lambda-runtime-invocation-id'];
-  const fields = `${kind}${attempt ? `Lambda-Runtime-Invocation-Id: ${attempt}\r\n` : ''}Takt-Started-Ns: ${invocation.startedNs}\r\n`;
+  const delivery = attempt ? `Lambda-Runtime-Invocation-Id: ${attempt}\r\n` : '';
+  const stamps = `Takt-Started-Ns: ${invocation.startedNs}\r\nTakt-Ended-Ns: ${process.hrtime.bigint()}\r\n`;
+  const fields = `${kind}${delivery}${stamps}`;
   const target = `/invocation/${invocation.id}/${how}`;
   wire.socket.ref();
   if (onDone) wire.answer(target, fields, body, onDone);

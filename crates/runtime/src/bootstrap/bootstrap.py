@@ -443,6 +443,7 @@ def invoke(handler, headers, body):
     fields.append(("Content-Type", content_type))
     fields.append(("Lambda-Runtime-Invocation-Id", headers.get("lambda-runtime-invocation-id")))
     fields.append(("Takt-Started-Ns", started_ns))
+    fields.append(("Takt-Ended-Ns", time.monotonic_ns()))
     return path, fields, answer
 
 
