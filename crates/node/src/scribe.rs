@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use bytes::{Bytes, BytesMut};
 use model::{FunctionName, InstanceId};
+use runtime::launcher::MemoryMeter;
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +37,7 @@ pub(crate) enum Order {
         function: FunctionName,
         output: OwnedFd,
         errors: OwnedFd,
+        memory: MemoryMeter,
     },
     /// An invocation that wants its log begins.
     Mark {
@@ -50,8 +52,16 @@ pub(crate) enum Order {
     /// What was written since the mark, everything in the pipes included.
     Tail {
         instance: InstanceId,
-        answer: oneshot::Sender<Bytes>,
+        answer: oneshot::Sender<Tail>,
     },
+}
+
+/// What the scribe knows of an instance at the end of an invocation that wants its log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tail {
+    pub(crate) written: Bytes,
+    /// The most memory it ever held, where the kernel counts it.
+    pub(crate) peak_mib: Option<u32>,
 }
 
 /// Takes what an instance wrote. Called on the scribe's thread.
@@ -72,6 +82,7 @@ pub(crate) trait Sink: Send + 'static {
 struct Followed {
     function: FunctionName,
     pipes: [AsyncPipe; 2],
+    memory: MemoryMeter,
     kept: BytesMut,
     budget: Budget,
     dropped: u64,
@@ -91,7 +102,7 @@ pub(crate) async fn run(mut orders: mpsc::Receiver<Order>, mut sink: impl Sink) 
             biased;
             order = orders.recv() => match order {
                 None => return,
-                Some(Order::Follow { instance, function, output, errors }) => {
+                Some(Order::Follow { instance, function, output, errors, memory }) => {
                     // Pipes that cannot be watched end like pipes that were closed.
                     let (Ok(output), Ok(errors)) = (watchable(output), watchable(errors)) else { continue };
                     let budget = Budget::new(READS_PER_SECOND, READS_AT_ONCE);
@@ -99,7 +110,8 @@ pub(crate) async fn run(mut orders: mpsc::Receiver<Order>, mut sink: impl Sink) 
                     for (index, pipe) in pipes.iter().enumerate() {
                         await_output(&mut readable, instance, index, pipe);
                     }
-                    followed.insert(instance, Followed { function, pipes, kept: BytesMut::new(), budget, dropped: 0, open: 2 });
+                    let (kept, open) = (BytesMut::new(), pipes.len());
+                    followed.insert(instance, Followed { function, pipes, memory, kept, budget, dropped: 0, open });
                 }
                 Some(Order::Mark { instance }) => {
                     if let Some(known) = followed.get_mut(&instance) {
@@ -108,12 +120,12 @@ pub(crate) async fn run(mut orders: mpsc::Receiver<Order>, mut sink: impl Sink) 
                 }
                 Some(Order::Note { function, instance, text }) => sink.noted(&function, instance, &text),
                 Some(Order::Tail { instance, answer }) => {
-                    let tail = followed.get_mut(&instance).map_or_else(Bytes::new, |known| {
+                    let tail = followed.get_mut(&instance).map_or_else(Tail::default, |known| {
                         for index in 0..known.pipes.len() {
                             let mut reads = 0..READS_PER_TAIL;
                             while reads.next().is_some() && known.read(instance, index, &mut buffer, &mut sink) == Read::Some {}
                         }
-                        known.kept.split().freeze()
+                        Tail { written: known.kept.split().freeze(), peak_mib: known.memory.peak_mib() }
                     });
                     // The client may have gone away.
                     let _ = answer.send(tail);

@@ -251,7 +251,7 @@ async fn start(
         let timing = started.timing;
         nursery.charge(*core, timing.mounts + timing.confine + timing.exec);
     }
-    let meter = started.cpu_meter();
+    let (meter, memory) = (started.cpu_meter(), started.memory_meter());
     let network = match started.tun {
         None => None,
         Some(tun) => {
@@ -262,8 +262,8 @@ async fn start(
             Some(ends_with)
         }
     };
-    let follow =
-        scribe::Order::Follow { instance, function: image.spec.name.clone(), output: started.stdout, errors: started.stderr };
+    let (function, output, errors) = (image.spec.name.clone(), started.stdout, started.stderr);
+    let follow = scribe::Order::Follow { instance, function, output, errors, memory };
     scribe.try_send(follow).map_err(|_| StartFailure::Scribe)?;
     let running = Arc::new(Running::new(started.handle, started.program, meter, network));
     Ok((running, started.exit, started.listener))

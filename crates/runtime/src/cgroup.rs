@@ -405,6 +405,18 @@ impl Group {
         }
     }
 
+    /// The most memory, in bytes, that the group's processes and their files in the page cache ever held together. `None` where
+    /// no hierarchy counts it, as v2 before Linux 5.19.
+    pub fn memory_peak(&self) -> Result<Option<u64>, Error> {
+        let Some(part) = self.part(Controller::Memory) else { return Ok(None) };
+        let file = match part.format {
+            Format::V1 => "memory.max_usage_in_bytes",
+            Format::V2 => "memory.peak",
+        };
+        let path = part.path.join(file);
+        if path.exists() { read_number(&path).map(Some) } else { Ok(None) }
+    }
+
     /// How many processes the kernel has killed because the group was at its memory limit.
     pub fn memory_kills(&self) -> Result<u64, Error> {
         let Some(part) = self.part(Controller::Memory) else { return Ok(0) };
@@ -597,6 +609,9 @@ mod tests {
         fs::write(directory.join("memory.events"), "low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\noom_group_kill 1\n").unwrap();
         assert_eq!(group.cpu_used().unwrap(), Some(Duration::from_micros(1500)));
         assert_eq!(group.memory_kills().unwrap(), 2);
+        assert_eq!(group.memory_peak().unwrap(), None, "an old kernel");
+        fs::write(directory.join("memory.peak"), "9437184\n").unwrap();
+        assert_eq!(group.memory_peak().unwrap(), Some(9 << 20));
         group.add(Pid::from_raw(77).unwrap()).unwrap();
         assert_eq!(text(&directory.join("cgroup.procs")), "77");
     }
@@ -667,6 +682,9 @@ mod tests {
         group.add(Pid::from_child(&child)).unwrap();
         assert_eq!(group.processes().unwrap(), [Pid::from_child(&child)]);
         assert_eq!(group.memory_kills().unwrap(), 0);
+        if let Some(peak) = group.memory_peak().unwrap() {
+            assert!(peak <= LIMITS.memory_bytes, "{peak}");
+        }
         group.remove().unwrap_err();
         let reaper = std::thread::spawn(move || child.wait().unwrap());
         for hierarchy in &Groups::open(&layout, &name).unwrap().hierarchies {

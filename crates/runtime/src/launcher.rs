@@ -18,7 +18,7 @@ use std::time::Duration;
 use model::Memory;
 use serde::{Deserialize, Serialize};
 
-pub use client::{Client, CpuError, CpuMeter, Error, Handle, Service, SpawnError, Started, place, spawn};
+pub use client::{Client, CpuError, CpuMeter, Error, Handle, MemoryMeter, Service, SpawnError, Started, place, spawn};
 pub use server::main;
 
 pub use crate::cgroup::Quota;

@@ -31,6 +31,7 @@ use crate::invocation::{Ending, Outcome, Request};
 use crate::lambda::invoke::{self, Answer, Invoke, Kind, LogType, Report};
 use crate::lambda::path;
 use crate::lanes::{self, Route, Standing};
+use crate::scribe;
 use crate::url;
 
 const LIMITS: Limits = Limits { head_bytes: 32 << 10, headers: 100 };
@@ -480,24 +481,24 @@ impl<M: Machine> Client<M> {
 
     /// The end of the invocation's log.
     async fn tail(&self, id: InvocationId, outcome: &Outcome, route: &Route) -> String {
-        let written = match outcome.progress.instance {
+        let tail = match outcome.progress.instance {
             Some(instance) => {
                 let asked = self.lane.core.borrow_mut().links.log_tail(instance);
                 match asked {
                     Some(answer) => answer.await.unwrap_or_default(),
-                    None => Bytes::new(),
+                    None => scribe::Tail::default(),
                 }
             }
-            None => Bytes::new(),
+            None => scribe::Tail::default(),
         };
         let since = outcome.progress.delivered.unwrap_or(outcome.arrived);
         let report = Report {
             duration: outcome.ended.since(since),
             memory: route.image.spec.memory,
-            max_memory_mib: None,
+            max_memory_mib: tail.peak_mib,
             init: outcome.progress.instance_start,
         };
-        report.tail(id, &written)
+        report.tail(id, &tail.written)
     }
 
     /// Answers a request that was read whole.

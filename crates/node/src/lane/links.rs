@@ -3,7 +3,6 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
 use engine::port::{Placement, Refusal};
 use journal::record;
 use model::{FunctionName, InstanceId, InvocationId, Time};
@@ -97,8 +96,8 @@ impl Links {
         let _ = self.scribe.try_send(scribe::Order::Note { function, instance, text });
     }
 
-    /// Asks for what an instance wrote since its last invocation began; `None` when the scribe is too busy.
-    pub(super) fn log_tail(&mut self, instance: InstanceId) -> Option<oneshot::Receiver<Bytes>> {
+    /// Asks for what an instance wrote since its last invocation began, and how much memory it used; `None` when the scribe is too busy.
+    pub(super) fn log_tail(&mut self, instance: InstanceId) -> Option<oneshot::Receiver<scribe::Tail>> {
         let (answer, receiver) = oneshot::channel();
         self.scribe.try_send(scribe::Order::Tail { instance, answer }).ok().map(|()| receiver)
     }

@@ -117,6 +117,12 @@ impl Started {
         CpuMeter { group: self.group.clone(), ..CpuMeter::of(self.program) }
     }
 
+    /// What reads how much memory it used at most.
+    #[must_use]
+    pub fn memory_meter(&self) -> MemoryMeter {
+        MemoryMeter { group: self.group.clone() }
+    }
+
     /// Gives all threads of the program a class and cores.
     pub fn place(&self, placement: Placement) -> Result<usize, sched::Error> {
         place(self.program, placement)
@@ -168,6 +174,21 @@ impl CpuMeter {
         let program = self.program.as_raw_nonzero().get();
         let clock = self.clock.map_or_else(|| CpuClock::of(self.program), Ok);
         clock.and_then(CpuClock::read).map_err(|source| CpuError::Process { program, source })
+    }
+}
+
+/// Reads how much memory an instance used.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryMeter {
+    group: Option<Group>,
+}
+
+impl MemoryMeter {
+    /// The most the instance ever held, in MiB, rounded up. `None` where no control group counts it, and once it is gone.
+    #[must_use]
+    pub fn peak_mib(&self) -> Option<u32> {
+        let peak = self.group.as_ref()?.memory_peak().ok()??;
+        u32::try_from(peak.div_ceil(1 << 20)).ok()
     }
 }
 
