@@ -16,11 +16,11 @@ fn demo(words: &[&str], folder: &Path) -> io::Result<Output> {
     command.output()
 }
 
-#[test]
-fn a_short_clip_is_shown_three_ways_and_leaves_only_its_report() {
+/// Ten seconds of a source are shown three ways, and what is told of them adds up.
+fn check_clip(source: &[&str]) {
     let _alone = alone::alone().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let output = demo(&["--seconds", "10", "--seed", "3"], folder.path()).unwrap();
+    let output = demo(&[source, &["--seconds", "10"]].concat(), folder.path()).unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     let shown: Value = serde_json::from_str(&text).unwrap();
@@ -35,11 +35,27 @@ fn a_short_clip_is_shown_three_ways_and_leaves_only_its_report() {
     }
     assert!(variants[2]["proven"].is_null(), "what nothing was promised for has no evidence");
     assert_eq!(count(&variants[2]["score"]["guaranteed"]), 0);
+    let happened = !variants[0]["score"]["value_by_the_model"].is_null();
+    assert_eq!(happened, variants[0]["value_as_reserved"].is_number(), "both values, or none: {}", variants[0]);
     assert!(variants[0]["neighbour"].is_null());
     assert!(variants[1..].iter().all(|variant| 0 < count(&variant["neighbour"]["answered"])), "{text}");
     assert!(["kept", "missed"].contains(&shown["evidence"]["verdict"].as_str().unwrap()), "{}", shown["evidence"]);
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["takt-traffic.html"]);
+}
+
+#[test]
+fn a_short_clip_is_shown_three_ways_and_leaves_only_its_report() {
+    check_clip(&["--seed", "3"]);
+}
+
+/// A recording of a highway at 25 pictures per second.
+#[test]
+fn so_is_a_real_recording() {
+    match std::env::var("TAKT_TEST_TRAFFIC_VIDEO") {
+        Ok(video) => check_clip(&["--video", &video]),
+        Err(_) => println!("skipped: TAKT_TEST_TRAFFIC_VIDEO names no recording"),
+    }
 }
 
 #[test]

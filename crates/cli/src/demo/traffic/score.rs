@@ -66,14 +66,17 @@ pub(crate) struct Score {
     pub(crate) guaranteed: u64,
     /// Those of them whose start, counted from arrival, came later than promised, or whose end missed the deadline.
     pub(crate) violations: u64,
-    /// Share of the time in which the full rate was needed (d); Q is the share of the pictures needed that were on time.
+    /// Share of the time in which the full rate was needed (d).
     pub(crate) duty: f64,
+    /// Share of the pictures needed that were on time (Q).
+    pub(crate) quality: f64,
     /// Instance-seconds: kept ready at the peak all the time, reserved for the time of the bursts, and used by invocations.
     pub(crate) peak_instance_s: f64,
     pub(crate) burst_instance_s: f64,
     pub(crate) used_instance_s: f64,
-    /// Q/d: value per instance-second against machines reserved for the peak; `None` when nothing happened.
-    pub(crate) value_ratio: Option<f64>,
+    /// Q/d: value per instance-second against machines reserved for the peak, by the model that capacity is reserved during
+    /// bursts only; `None` when nothing happened.
+    pub(crate) value_by_the_model: Option<f64>,
 }
 
 /// Scores a run. How long the full rate was needed is taken from `reference`, the undisturbed run: a run that missed the event
@@ -99,11 +102,12 @@ pub(crate) fn score(run: &Run, reference: &Run, truth: Option<&Truth>, reserved:
         guaranteed: full.iter().filter(|sent| is_guaranteed(sent)).count() as u64,
         violations: full.iter().filter(|sent| is_violation(sent, reserved)).count() as u64,
         duty,
+        quality,
         peak_instance_s: f64::from(reserved.instances) * whole_s,
         burst_instance_s: f64::from(reserved.instances) * open_s,
         used_instance_s: used_us as f64 / 1e6,
         // guarantee theory, burst model: machines for the peak cost H·P for a value of 1, reserved bursts H·W for Q.
-        value_ratio: (0 < open).then(|| quality / duty),
+        value_by_the_model: (0 < open).then(|| quality / duty),
     }
 }
 
@@ -235,19 +239,19 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_value_ratio_is_quality_over_duty() {
+    fn the_value_by_the_model_is_quality_over_duty() {
         let reference = run(10_000).0;
         let on_time = score(&reference, &reference, None, RESERVED);
         assert_eq!((on_time.on_time, on_time.full_rate, on_time.violations), (25, 25, 0));
-        assert!((on_time.value_ratio.unwrap() - 16.0).abs() < 1e-9);
+        assert!((on_time.value_by_the_model.unwrap() - 16.0).abs() < 1e-9);
         assert!((on_time.peak_instance_s - 48.0).abs() < 1e-9 && (on_time.burst_instance_s - 3.0).abs() < 1e-9);
         let late = score(&run(150_000).0, &reference, None, RESERVED);
         assert_eq!((late.on_time, late.violations), (0, 25));
-        assert!(late.value_ratio.unwrap().abs() < 1e-9);
+        assert!(late.value_by_the_model.unwrap().abs() < 1e-9);
         let mut blind = reference.clone();
         blind.sent.truncate(5);
         blind.summary.open = vec![(100, 105)];
-        assert!((score(&blind, &reference, None, RESERVED).value_ratio.unwrap() - 3.2).abs() < 1e-9);
+        assert!((score(&blind, &reference, None, RESERVED).value_by_the_model.unwrap() - 3.2).abs() < 1e-9);
     }
 
     #[test]
