@@ -599,6 +599,7 @@ impl Serving<'_> {
                 .collect(),
             evidence: evidence_health(health, &self.evidence),
             queues: usage.queues,
+            traffic: usage.traffic,
             best_effort: usage.best_effort,
             usage: usage.functions.into_iter().map(|(usage, delays)| Usage { start_delay_p99: delays.p99(), ..usage }).collect(),
             tolerance_seen: Duration::from_nanos(self.seen_ns.load(Ordering::Relaxed)),

@@ -63,6 +63,7 @@ impl Handle {
         let mut guaranteed = ask(self.guaranteed.clone(), |done| Command::Usage { done }).await?;
         let best_effort = ask(self.best_effort.clone(), |done| Command::Usage { done }).await?;
         guaranteed.queues.extend(best_effort.queues);
+        guaranteed.traffic.extend(best_effort.traffic);
         guaranteed.functions.extend(best_effort.functions);
         guaranteed.best_effort = best_effort.best_effort;
         Ok(guaranteed)

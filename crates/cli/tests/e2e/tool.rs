@@ -67,6 +67,12 @@ fn a_folder_that_is_watched_is_served_and_served_anew_when_it_changes() {
     node.stop();
 }
 
+/// What the `REPORT` line of a log says.
+fn most_memory_mib(log: &str) -> Option<u64> {
+    let (_, rest) = log.split_once("Max Memory Used: ")?;
+    rest.split_once(" MB")?.0.parse().ok()
+}
+
 #[test]
 fn logs_a_load_and_a_look_at_the_node() {
     let home = TempDir::new().unwrap();
@@ -78,6 +84,10 @@ fn logs_a_load_and_a_look_at_the_node() {
     assert_exit(&called, 0);
     assert_eq!(text(&called.stdout).trim(), "7");
     assert!(text(&called.stderr).contains("out 7") && text(&called.stderr).contains("err 7"), "{called:?}");
+    match most_memory_mib(&text(&called.stderr)) {
+        Some(mib) => assert!((1..=128).contains(&mib), "{called:?}"),
+        None => println!("skipped: no control group of this machine counts memory"),
+    }
     wait_until("both lines in the log", || {
         let log = text(&node.takt(&["logs", "loud"]).stdout);
         log.contains("out 7") && log.contains("err 7")
@@ -99,6 +109,11 @@ fn logs_a_load_and_a_look_at_the_node() {
     wait_until("the node to have looked at its evidence", || node.get("/v1/node")["evidence"]["bytes"] != 0);
     let metrics = node.request("GET", "/metrics", &[], b"").text();
     assert!(metrics.contains("takt_invocations_total{function=\"loud\""), "{metrics}");
+    let count = |line: &str| metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse::<u64>().ok()).unwrap();
+    assert!(30 <= count("takt_requests_total{lane=\"guaranteed\"}"), "{metrics}");
+    let [accepted, managed] = ["accepted", "moved-management"]
+        .map(|what| count(&format!("takt_connections_total{{lane=\"guaranteed\",what=\"{what}\"}}")));
+    assert!(0 < managed && managed < accepted, "{metrics}");
     node.stop();
 }
 

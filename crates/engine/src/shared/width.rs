@@ -49,10 +49,8 @@ impl Width {
     pub(super) fn learn(&mut self, run: Duration, wanted: Duration) {
         let new = Sample { run: run.max(wanted), wanted };
         let mean = |old: Duration, new: Duration| (old * 7 + new) / 8;
-        self.learned = Some(self.learned.map_or(new, |old| Sample {
-            run: mean(old.run, new.run),
-            wanted: mean(old.wanted, new.wanted),
-        }));
+        self.learned =
+            Some(self.learned.map_or(new, |old| Sample { run: mean(old.run, new.run), wanted: mean(old.wanted, new.wanted) }));
     }
 
     /// How many instances are of use at once on `cores` cores; no fewer than `cores`.

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::Lane;
+use super::counts::{What, Why};
 use super::machine::Machine;
 use super::message::{Moved, Traffic};
 use super::paced::Paced;
@@ -60,7 +61,7 @@ enum Turn {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Destination {
-    OtherLane,
+    OtherLane(Why),
     Management,
 }
 
@@ -172,13 +173,17 @@ impl<M: Machine> Client<M> {
         let read = tokio::select! {
             biased;
             read = self.connection.read_head(&LIMITS) => read,
-            () = self.idle.over(since) => return Turn::Close,
+            () = self.idle.over(since) => {
+                self.lane.count(What::Idle);
+                return Turn::Close;
+            }
         };
         let parts = match read {
             Ok(Some(parts)) => parts,
             Ok(None) => return Turn::Close,
             Err(error) => return self.broken(&error).await,
         };
+        self.lane.count(What::Request);
         match Target::of(parts.uri.path()) {
             Target::Management => Turn::Move(Destination::Management),
             Target::Invoke => self.invoke(&parts).await,
@@ -303,7 +308,7 @@ impl<M: Machine> Client<M> {
     /// Input for a lease.
     async fn supply(&mut self, parts: &Parts, lease: Option<LeaseId>) -> Turn {
         if self.lane.lane() == lanes::Lane::BestEffort {
-            return Turn::Move(Destination::OtherLane);
+            return Turn::Move(Destination::OtherLane(Why::Guaranteed));
         }
         if is_large(parts) {
             return self.refuse(large_lease_input()).await;
@@ -420,16 +425,22 @@ impl<M: Machine> Client<M> {
         }
     }
 
-    /// The function of a route, where requests for it on this connection may be served by the guaranteed lane.
-    fn wanted(&self, parts: &Parts, route: Option<&Route>) -> Option<FunctionKey> {
-        let guaranteed = route.filter(|route| route.standing == Standing::Guaranteed)?;
-        (self.manners.welcome_at <= clock::now() && !is_large(parts)).then_some(guaranteed.key)
+    /// The function of a route, where requests for it on this connection may be served by the guaranteed lane; else why not.
+    fn wanted(&self, parts: &Parts, route: Option<&Route>) -> Result<FunctionKey, Why> {
+        match route.filter(|route| route.standing == Standing::Guaranteed) {
+            None => Err(Why::BestEffortFunction),
+            Some(_) if clock::now() < self.manners.welcome_at => Err(Why::OverBudget),
+            Some(_) if is_large(parts) => Err(Why::LongBody),
+            Some(route) => Ok(route.key),
+        }
     }
 
     /// Whether requests on this route are none of the guaranteed lane's.
     fn elsewhere(&self, parts: &Parts, route: Option<&Route>) -> Option<Turn> {
-        let leaves = self.lane.lane() == lanes::Lane::Guaranteed && self.wanted(parts, route).is_none();
-        leaves.then_some(Turn::Move(Destination::OtherLane))
+        match self.lane.lane() {
+            lanes::Lane::Guaranteed => self.wanted(parts, route).err().map(|why| Turn::Move(Destination::OtherLane(why))),
+            lanes::Lane::BestEffort => None,
+        }
     }
 
     /// Whether the connection goes from the best-effort lane to the guaranteed one with this request. It does so for those
@@ -439,7 +450,7 @@ impl<M: Machine> Client<M> {
         if self.lane.lane() == lanes::Lane::Guaranteed {
             return None;
         }
-        let function = self.wanted(parts, route)?;
+        let function = self.wanted(parts, route).ok()?;
         match grant {
             Grant::Open | Grant::Token => {}
             Grant::Signature(_) if self.manners.proved => {}
@@ -449,7 +460,7 @@ impl<M: Machine> Client<M> {
             self.manners.welcome_at = clock::now() + PUSHED_OFF_FOR;
             return None;
         }
-        Some(Turn::Move(Destination::OtherLane))
+        Some(Turn::Move(Destination::OtherLane(Why::Guaranteed)))
     }
 
     fn allow(&self, parts: &Parts, class: PathClass, url: UrlAccess) -> Result<Grant, Box<Response<Bytes>>> {
@@ -464,7 +475,10 @@ impl<M: Machine> Client<M> {
             Ok(Ok(body)) => body,
             Ok(Err(WireError::BodyTooLong { .. })) => return Err(self.refuse(invoke::too_large().response()).await),
             Ok(Err(error)) => return Err(self.broken(&error).await),
-            Err(_) => return Err(Turn::Close),
+            Err(_) => {
+                self.lane.count(What::CutShort);
+                return Err(Turn::Close);
+            }
         };
         let complete = clock::now();
         match grant {
@@ -523,6 +537,7 @@ impl<M: Machine> Client<M> {
     }
 
     async fn broken(&mut self, error: &WireError) -> Turn {
+        self.lane.count(What::CutShort);
         match error.response() {
             Some(response) => self.refuse(response).await,
             None => Turn::Close,
@@ -536,10 +551,14 @@ impl<M: Machine> Client<M> {
             (links.other_lane.clone(), links.management.clone())
         };
         let place = match destination {
-            Destination::OtherLane => other_lane.try_reserve_owned().ok().map(Place::OtherLane),
+            Destination::OtherLane(_) => other_lane.try_reserve_owned().ok().map(Place::OtherLane),
             Destination::Management => management.try_reserve_owned().ok().map(Place::Management),
         };
         let Some(place) = place else { return Some(self) };
+        self.lane.count(match destination {
+            Destination::OtherLane(why) => What::Moved(why),
+            Destination::Management => What::ToManagement,
+        });
         let whole = self.connection.unread_head();
         assert!(whole, "invariant: a connection moves before its body is read");
         let (stream, unread) = self.connection.into_parts();
@@ -556,6 +575,7 @@ impl<M: Machine> Client<M> {
 
     /// Answers a request that should be served elsewhere, where there is no room for it.
     async fn turn_away(mut self) {
+        self.lane.count(What::RefusedBusy);
         self.refuse(busy()).await;
         // The other side may be gone already; then there is nothing to close.
         let _ = timeout(LINGER_WITHIN, self.connection.close()).await;

@@ -14,6 +14,7 @@ use runtime::sys::clock;
 use tokio::sync::oneshot;
 
 use super::Usage;
+use super::counts::Counts;
 use super::delays::Delays;
 use super::instance::Instance;
 use super::links::{Links, NewInstance, Order};
@@ -72,6 +73,7 @@ pub(crate) struct Core<M> {
     excess: Shares<FunctionKey>,
     /// The envelopes of guaranteed functions as the best-effort lane sees them.
     mirrors: Mirrors,
+    pub(super) counts: Counts,
     /// When resting instances were looked at last.
     pub(super) looked_at: Time,
     /// The last instance that was looked at, where more are to come.
@@ -143,6 +145,7 @@ impl<M: Machine> Core<M> {
             warming: Vec::new(),
             excess,
             mirrors: Mirrors::default(),
+            counts: Counts::default(),
             looked_at: clock::now(),
             looked_up_to: InstanceId(0),
         }
@@ -773,7 +776,8 @@ impl<M: Machine> Core<M> {
         let length = u64::try_from(self.waiting.len()).unwrap_or(u64::MAX);
         let limit = u64::try_from(super::CONNECTIONS_MAX).unwrap_or(u64::MAX);
         let queues = vec![management::Queue { name, length, limit }];
-        Usage { functions, queues, best_effort: management::BestEffort { waiting, running } }
+        let traffic = vec![management::Traffic { lane: name, counts: self.counts }];
+        Usage { functions, queues, traffic, best_effort: management::BestEffort { waiting, running } }
     }
 
     fn finish_drain(&mut self) {

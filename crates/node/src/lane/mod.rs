@@ -6,6 +6,7 @@
 mod api;
 mod client;
 mod core;
+pub(crate) mod counts;
 mod delays;
 mod idle;
 mod instance;
@@ -42,6 +43,7 @@ use self::client::Manners;
 pub(crate) use self::client::close_busy;
 use self::core::Core;
 pub(crate) use self::core::EXCESS_AT_ONCE;
+use self::counts::What;
 pub(crate) use self::delays::Delays;
 use self::links::Links;
 pub(crate) use self::machine::Machine;
@@ -88,6 +90,7 @@ pub(crate) struct ThreadPlacement {
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) queues: Vec<management::Queue>,
+    pub(crate) traffic: Vec<management::Traffic>,
     /// With the last start delays of each, for whoever asks to sort on a thread of their own.
     pub(crate) functions: Vec<(management::Usage, Delays)>,
     pub(crate) best_effort: management::BestEffort,
@@ -169,6 +172,10 @@ impl<M: Machine> Lane<M> {
         self.spawned.notify_one();
     }
 
+    fn count(&self, what: What) {
+        self.core.borrow_mut().counts.add(what);
+    }
+
     fn tasks(&self) -> usize {
         self.tasks.borrow().len()
     }
@@ -177,6 +184,7 @@ impl<M: Machine> Lane<M> {
     fn connect(self: &Rc<Self>, moved: Moved) {
         if CONNECTIONS_MAX <= self.tasks() {
             close_busy(&moved.stream);
+            self.count(What::RefusedBusy);
             return;
         }
         let lane = Rc::clone(self);
@@ -234,12 +242,18 @@ async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
             Some(news) = inbox.news.recv() => news_of(&lane, news),
             () = join(&lane) => {}
             accepted = accept(listener.as_ref(), &mut accepts) => match accepted {
-                Ok(moved) => lane.connect(moved),
+                Ok(moved) => {
+                    lane.count(What::Accepted);
+                    lane.connect(moved);
+                }
                 Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error),
             },
             Some(traffic) = inbox.traffic.recv() => match traffic {
-                Traffic::Connection(moved) => lane.connect(moved),
+                Traffic::Connection(moved) => {
+                    lane.count(What::TakenOver);
+                    lane.connect(moved);
+                }
                 Traffic::Demoted(waiting) => lane.with(|core| core.adopt(*waiting, Class::BestEffort)),
                 Traffic::Forwarded(waiting) => lane.with(|core| core.adopt(*waiting, Class::Guaranteed)),
                 Traffic::Render(rendering) => rendering.make(),

@@ -10,6 +10,7 @@ use rand::SeedableRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::counts::Why;
 use super::links::{NewInstance, Order};
 use super::*;
 use crate::auth::Policy;
@@ -173,6 +174,10 @@ pub(super) fn on_lane<F: Future<Output = ()>>(work: impl FnOnce() -> F) {
     LocalSet::new().block_on(&runtime, async { work().await });
 }
 
+fn counted(lane: &Lane<Fake>, what: What) -> u64 {
+    lane.core.borrow().counts.of(what)
+}
+
 /// Requests of one kind on one connection after the other, until the lane has answered for all of them or sent the
 /// connections away: how many it answered.
 async fn answered(lane: &Rc<Lane<Fake>>, outside: &mut Outside, (function, headers, body): (&str, &str, &str)) -> u32 {
@@ -202,6 +207,7 @@ fn cheap_answers_are_charged_and_their_senders_sent_off() {
             // One on each connection may come before its charge, the rest is budget.
             let most = 20 + EXCESS_AT_ONCE + EXCESS_PER_SECOND * seconds;
             assert!((1..=most).contains(&answered), "{headers:?}: {answered} answers");
+            assert!(0 < counted(&lane, What::Moved(Why::OverBudget)));
         });
     }
 }
@@ -318,6 +324,7 @@ fn a_connection_that_finds_no_room_elsewhere_is_told_so() {
         };
         let answer = String::from_utf8(answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+        assert_eq!([What::RefusedBusy, What::Moved(Why::BestEffortFunction)].map(|what| counted(&lane, what)), [1, 2]);
     });
 }
 
@@ -371,5 +378,20 @@ fn a_request_for_the_management_leaves_with_its_connection() {
         client.write_all(b"GET /v1/functions HTTP/1.1\r\nHost: 127.0.0.1:9000\r\n\r\n").await.unwrap();
         let moved = outside.management.recv().await.unwrap();
         assert!(moved.unread.starts_with(b"GET /v1/functions"));
+        assert_eq!([What::ToManagement, What::Request].map(|what| counted(&lane, what)), [1, 1]);
+    });
+}
+
+#[test]
+fn what_a_connection_comes_to_is_counted() {
+    on_lane(async || {
+        let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 64, |_, _, _| {});
+        route(&lane, "beat", 1);
+        let mut long = client_of(&lane).await;
+        assert_eq!(ask(&mut long, &mut outside, &request("beat", "", &"1".repeat(70_000))).await, None);
+        assert_eq!(counted(&lane, What::Moved(Why::LongBody)), 1);
+        let mut odd = client_of(&lane).await;
+        assert!(ask(&mut odd, &mut outside, "no request\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 400"));
+        assert_eq!([What::CutShort, What::Request].map(|what| counted(&lane, what)), [1, 1]);
     });
 }

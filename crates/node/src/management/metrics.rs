@@ -13,6 +13,7 @@ use plan::admission::Demand;
 use super::answer::{CAUSES, standing};
 use super::{Error, Report, Shared};
 use crate::control::{Gate, View};
+use crate::lane::counts::What;
 
 const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -24,6 +25,7 @@ pub(super) async fn show(State(shared): State<Shared>) -> Result<Response, Error
     let mut page = Page(String::new());
     let written = page
         .node(&view, &report)
+        .and_then(|()| page.traffic(&report))
         .and_then(|()| page.functions(&view))
         .and_then(|()| page.counters(&counters))
         .and_then(|()| page.usage(&report))
@@ -83,6 +85,21 @@ impl Page {
         self.head("takt_queue_limit", "gauge", "How much may wait in a bounded queue")?;
         for queue in &report.queues {
             writeln!(self.0, "takt_queue_limit{{queue=\"{}\"}} {}", escaped(queue.name), queue.limit)?;
+        }
+        Ok(())
+    }
+
+    fn traffic(&mut self, report: &Report) -> fmt::Result {
+        self.head("takt_requests_total", "counter", "Requests of clients whose head a lane read")?;
+        for traffic in &report.traffic {
+            writeln!(self.0, "takt_requests_total{{lane=\"{}\"}} {}", traffic.lane, traffic.counts.of(What::Request))?;
+        }
+        self.head("takt_connections_total", "counter", "What a lane did with connections of clients")?;
+        for traffic in &report.traffic {
+            for what in What::ALL.into_iter().filter(|what| *what != What::Request) {
+                let (lane, name, count) = (traffic.lane, what.name(), traffic.counts.of(what));
+                writeln!(self.0, "takt_connections_total{{lane=\"{lane}\",what=\"{name}\"}} {count}")?;
+            }
         }
         Ok(())
     }

@@ -37,6 +37,7 @@ use crate::auth::keys::{self, Keys};
 use crate::code::Codes;
 use crate::control::Handle;
 use crate::lambda::Home;
+use crate::lane::counts::Counts;
 use crate::lanes::Pending;
 use crate::logs::Logs;
 use crate::store::Sqlite;
@@ -64,6 +65,7 @@ pub struct Report {
     pub protections: Vec<Protection>,
     pub evidence: EvidenceHealth,
     pub queues: Vec<Queue>,
+    pub traffic: Vec<Traffic>,
     pub best_effort: BestEffort,
     /// What runs now and ran since the start, per function.
     pub usage: Vec<Usage>,
@@ -95,6 +97,13 @@ pub struct Queue {
     pub name: &'static str,
     pub length: u64,
     pub limit: u64,
+}
+
+/// What a lane did with connections and requests since the node started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    pub lane: &'static str,
+    pub counts: Counts,
 }
 
 /// Invocations outside any guarantee, now.

@@ -19,6 +19,7 @@ impl Host for Calm {
     fn report(&self) -> Report {
         Report {
             queues: vec![Queue { name: "demotions", length: 3, limit: 256 }],
+            traffic: vec![Traffic { lane: "guaranteed", counts: Counts::default() }],
             usage: vec![Usage { function: "a".to_owned(), busy: 1, idle: 2, used_seconds: 1.5, ..Usage::default() }],
             ..Report::default()
         }
@@ -207,6 +208,7 @@ async fn the_node_its_metrics_and_its_description_are_there() {
         "takt_invocations_total{function=\"a\",generation=\"2\",kind=\"conforming\"} 4",
         "takt_tolerance_seconds 0.002",
         "takt_queue_length{queue=\"demotions\"} 3",
+        "takt_connections_total{lane=\"guaranteed\",what=\"moved-over-budget\"} 0",
         "takt_used_instance_seconds_total{function=\"a\"} 1.5",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} in\n{metrics}");

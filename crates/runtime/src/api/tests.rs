@@ -85,7 +85,8 @@ fn an_invocation_goes_to_the_connection_that_waits_and_its_result_comes_back() {
         "lambda-runtime-invoked-function-arn=arn:aws:lambda:us-east-1:000000000000:function:f",
     ];
     assert_eq!(names, expected);
-    let fields = [("takt-started-ns", "123"), ("takt-ended-ns", "456"), ("content-type", "text/x"), ("lambda-runtime-invocation-id", "1")];
+    let fields =
+        [("takt-started-ns", "123"), ("takt-ended-ns", "456"), ("content-type", "text/x"), ("lambda-runtime-invocation-id", "1")];
     let outcome = answer(&mut session, 7, "response", &fields, Content::whole("ok"));
     let value = Value { payload: "ok".into(), content_type: Some(HeaderValue::from_static("text/x")), mode: ResponseMode::Whole };
     let ended = Ended { id: id(7), started: Some(Time::from_nanos(123)), ended: Some(Time::from_nanos(456)), result: Ok(value) };

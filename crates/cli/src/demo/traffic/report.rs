@@ -440,7 +440,14 @@ mod tests {
             evidence,
         };
         let page = html(&report);
-        for wanted in ["25/s, each within 100 ms", "beside &lt;a&gt; flood", "data:image/jpeg;base64,", "nearly 16x", "1 of 1", "as reserved in this run</th>"] {
+        for wanted in [
+            "25/s, each within 100 ms",
+            "beside &lt;a&gt; flood",
+            "data:image/jpeg;base64,",
+            "nearly 16x",
+            "1 of 1",
+            "as reserved in this run</th>",
+        ] {
             assert!(page.contains(wanted), "{wanted}");
         }
         for unwanted in ["http://", "https://", "<script", "<a>", "NaN", "inf"] {
