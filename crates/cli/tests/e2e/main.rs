@@ -17,6 +17,8 @@ mod endings;
 #[cfg(test)]
 mod evidence;
 #[cfg(test)]
+mod fair;
+#[cfg(test)]
 mod function_url;
 #[cfg(test)]
 mod handlers;
