@@ -17,6 +17,7 @@ fn demo(words: &[&str], folder: &Path) -> io::Result<Output> {
 }
 
 /// Ten seconds of a source are shown three ways, and what is told of them adds up.
+#[cfg(test)]
 fn check_clip(source: &[&str]) {
     let _alone = alone::alone().unwrap();
     let folder = tempfile::tempdir().unwrap();
