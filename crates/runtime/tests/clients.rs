@@ -1,7 +1,8 @@
 //! Our runtime clients, and AWS's own, run unchanged against the Runtime API.
 //!
 //! Interpreters and clients that are not there are passed over with a line that says so: `TAKT_TEST_AWSLAMBDARIC` names a
-//! Python that can import `awslambdaric`, `TAKT_TEST_RUST_LAMBDA` the built `bootstrap` of `examples/rust-lambda`.
+//! Python that can import `awslambdaric`, `TAKT_TEST_RUST_LAMBDA` the built `bootstrap` of `examples/rust-lambda`, and
+//! `TAKT_TEST_NODES` further versions of Node.js.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests fail fast, as tests do")]
 
@@ -49,13 +50,18 @@ fn pythons() -> Vec<PathBuf> {
     found
 }
 
-fn node() -> Option<PathBuf> {
+/// The Node.js of this machine, where it is of version 18 or later, and those that `TAKT_TEST_NODES` names as a path does.
+fn nodes() -> Vec<PathBuf> {
+    let named = std::env::var_os("TAKT_TEST_NODES").unwrap_or_default();
+    let mut found: Vec<PathBuf> = std::env::split_paths(&named).filter(|path| !path.as_os_str().is_empty()).collect();
     let node = PathBuf::from("node");
-    let found = answers(&node, &["-e", "if (parseInt(process.versions.node) < 18) process.exit(1)"]);
-    if !found {
+    if answers(&node, &["-e", "if (parseInt(process.versions.node) < 18) process.exit(1)"]) {
+        found.push(node);
+    }
+    if found.is_empty() {
         println!("skipped: no Node.js 18 or later is here");
     }
-    found.then_some(node)
+    found
 }
 
 struct Client {
@@ -210,7 +216,8 @@ fn python_logs_come_line_by_line_in_awss_format() {
 #[test]
 fn logs_are_json_where_that_is_asked_for() {
     let clients = pythons().into_iter().map(|python| (Client::new(&python, Runtime::Python), "main.handler", "careful"));
-    let clients = clients.chain(node().map(|node| (Client::new(&node, Runtime::NodeJs), "main.async", "two\nlines 5")));
+    let clients =
+        clients.chain(nodes().into_iter().map(|node| (Client::new(&node, Runtime::NodeJs), "main.async", "two\nlines 5")));
     for (client, handler, message) in clients {
         run(async {
             let mut command = client.command(handler);
@@ -244,138 +251,152 @@ fn a_python_function_that_exits_takes_its_instance_with_it() {
 
 #[test]
 fn a_node_function_is_async_or_calls_back_or_ends_through_its_context() {
-    let Some(node) = node() else { return };
-    let client = Client::new(&node, Runtime::NodeJs);
-    run(async {
-        let mut instance = client.serving("main.async").await;
-        let event = json!({ "do": "later", "text": "ä€" });
-        assert_eq!(instance.call(&event.to_string()).await, Ok(event));
-        let mut nested = client.serving("main.nested.handler").await;
-        assert_eq!(nested.call("{}").await, Ok(json!({})));
-        let mut module = client.serving("module.handler").await;
-        assert_eq!(module.call("1").await, Ok(json!({ "esm": 1, "url": true })));
+    for node in nodes() {
+        let client = Client::new(&node, Runtime::NodeJs);
+        run(async {
+            let mut instance = client.serving("main.async").await;
+            let event = json!({ "do": "later", "text": "ä€" });
+            assert_eq!(instance.call(&event.to_string()).await, Ok(event));
+            let mut nested = client.serving("main.nested.handler").await;
+            assert_eq!(nested.call("{}").await, Ok(json!({})));
+            let mut module = client.serving("module.handler").await;
+            assert_eq!(module.call("1").await, Ok(json!({ "esm": 1, "url": true })));
 
-        let mut callback = client.serving("main.callback").await;
-        for (what, expected) in [
-            ("succeed", Ok(json!("s"))),
-            ("done", Ok(json!("d"))),
-            ("nothing", Ok(Value::Null)),
-            ("plain", Ok(json!({ "do": "plain" }))),
-            ("both", Ok(json!("first"))),
-            ("at-once", Ok(json!("at once"))),
-            ("waits", Ok(json!(true))),
-            ("fail", Err("f")),
-            ("throw", Err("t")),
-            ("error", Err("e")),
-        ] {
-            let answer = callback.call(&json!({ "do": what }).to_string()).await;
-            let answer = answer.map_err(|error| error["errorMessage"].as_str().unwrap().to_owned());
-            assert_eq!(answer, expected.map_err(str::to_owned), "{what}");
-        }
-    });
+            let mut callback = client.serving("main.callback").await;
+            for (what, expected) in [
+                ("succeed", Ok(json!("s"))),
+                ("done", Ok(json!("d"))),
+                ("nothing", Ok(Value::Null)),
+                ("plain", Ok(json!({ "do": "plain" }))),
+                ("both", Ok(json!("first"))),
+                ("at-once", Ok(json!("at once"))),
+                ("waits", Ok(json!(true))),
+                ("fail", Err("f")),
+                ("throw", Err("t")),
+                ("error", Err("e")),
+            ] {
+                let answer = callback.call(&json!({ "do": what }).to_string()).await;
+                let answer = answer.map_err(|error| error["errorMessage"].as_str().unwrap().to_owned());
+                assert_eq!(answer, expected.map_err(str::to_owned), "{what}");
+            }
+        });
+    }
 }
 
 #[test]
 fn a_streaming_node_function_is_delivered_as_a_whole() {
-    let Some(node) = node() else { return };
-    let client = Client::new(&node, Runtime::NodeJs);
-    run(async {
-        let mut instance = client.serving("main.stream").await;
-        for (what, content_type, payload) in [
-            ("end", "text/plain", "part rest"),
-            ("open", "text/plain", "part "),
-            ("http", "application/vnd.awslambda.http-integration-response", "{\"statusCode\":201}\0\0\0\0\0\0\0\0a0"),
-        ] {
-            let value = instance.invoke(&json!({ "do": what }).to_string()).await.result.unwrap();
-            assert_eq!((value.content_type.unwrap().to_str().unwrap(), value.mode), (content_type, ResponseMode::Streaming));
-            assert_eq!(value.payload, payload, "{what}");
-        }
-        let error = instance.call(r#"{"do": "fail"}"#).await.unwrap_err();
-        assert_eq!(error["errorMessage"], "broke off");
-    });
+    for node in nodes() {
+        let client = Client::new(&node, Runtime::NodeJs);
+        run(async {
+            let mut instance = client.serving("main.stream").await;
+            for (what, content_type, payload) in [
+                ("end", "text/plain", "part rest"),
+                ("open", "text/plain", "part "),
+                ("http", "application/vnd.awslambda.http-integration-response", "{\"statusCode\":201}\0\0\0\0\0\0\0\0a0"),
+            ] {
+                let value = instance.invoke(&json!({ "do": what }).to_string()).await.result.unwrap();
+                assert_eq!((value.content_type.unwrap().to_str().unwrap(), value.mode), (content_type, ResponseMode::Streaming));
+                assert_eq!(value.payload, payload, "{what}");
+            }
+            let error = instance.call(r#"{"do": "fail"}"#).await.unwrap_err();
+            assert_eq!(error["errorMessage"], "broke off");
+        });
+    }
 }
 
 #[test]
 fn a_node_function_gets_its_context() {
-    let Some(node) = node() else { return };
-    let client = Client::new(&node, Runtime::NodeJs);
-    run(async {
-        let mut instance = client.serving("main.async").await;
-        let mut invocation = instance.invocation(r#"{"do": "context"}"#);
-        let id = invocation.id.to_string();
-        invocation.client_context = Some(client_context(&base64(CONTEXT)).unwrap());
-        invocation.cognito_identity = Some(HeaderValue::from_static(r#"{"cognitoIdentityId":"c"}"#));
-        instance.deliver(invocation);
-        let Event::Ended(ended) = instance.event().await else { panic!("no end: {}", instance.log()) };
-        assert!(ended.started.is_some());
-        let told: Value = serde_json::from_slice(&ended.result.unwrap().payload).unwrap();
-        let expected = json!({
-            "awsRequestId": id, "logGroupName": "group", "logStreamName": "stream", "functionName": "f",
-            "memoryLimitInMB": "128", "functionVersion": "$LATEST", "invokedFunctionArn": ARN, "remaining": true,
-            "identity": {"cognitoIdentityId": "c"}, "clientContext": serde_json::from_str::<Value>(CONTEXT).unwrap(),
-            "callbackWaitsForEmptyEventLoop": true, "trace": "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700",
-            "processKeepsTrace": false,
+    for node in nodes() {
+        let client = Client::new(&node, Runtime::NodeJs);
+        run(async {
+            let mut instance = client.serving("main.async").await;
+            let mut invocation = instance.invocation(r#"{"do": "context"}"#);
+            let id = invocation.id.to_string();
+            invocation.client_context = Some(client_context(&base64(CONTEXT)).unwrap());
+            invocation.cognito_identity = Some(HeaderValue::from_static(r#"{"cognitoIdentityId":"c"}"#));
+            instance.deliver(invocation);
+            let Event::Ended(ended) = instance.event().await else { panic!("no end: {}", instance.log()) };
+            assert!(ended.started.is_some());
+            let told: Value = serde_json::from_slice(&ended.result.unwrap().payload).unwrap();
+            let expected = json!({
+                "awsRequestId": id, "logGroupName": "group", "logStreamName": "stream", "functionName": "f",
+                "memoryLimitInMB": "128", "functionVersion": "$LATEST", "invokedFunctionArn": ARN, "remaining": true,
+                "identity": {"cognitoIdentityId": "c"}, "clientContext": serde_json::from_str::<Value>(CONTEXT).unwrap(),
+                "callbackWaitsForEmptyEventLoop": true, "trace": "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700",
+                "processKeepsTrace": false,
+            });
+            assert_eq!(told, expected);
         });
-        assert_eq!(told, expected);
-    });
+    }
 }
 
 #[test]
 fn a_node_error_has_the_shape_of_awss_and_no_frame_of_ours() {
-    let Some(node) = node() else { return };
-    let client = Client::new(&node, Runtime::NodeJs);
-    run(async {
-        let mut instance = client.serving("main.async").await;
-        let error = instance.call(r#"{"do": "raise"}"#).await.unwrap_err();
-        assert_eq!((&error["errorType"], &error["errorMessage"]), (&json!("TypeError"), &json!("wrong\nin two lines")));
-        let trace = error["trace"].to_string();
-        assert!(trace.contains("main.js") && !trace.contains("bootstrap.cjs") && !trace.contains("node:internal"), "{trace}");
-        for (what, kind) in [("string", "string"), ("circular", "Runtime.MarshalError")] {
-            let error = instance.call(&json!({ "do": what }).to_string()).await.unwrap_err();
-            assert_eq!(error["errorType"], kind);
-        }
-        let error = instance.call("not json").await.unwrap_err();
-        assert_eq!(error["errorType"], "Runtime.UnmarshalError");
-        let too_large = instance.invoke(r#"{"do": "large"}"#).await.result.unwrap_err();
-        assert_eq!(too_large.error_type, "Function.ResponseSizeTooLarge");
-        assert_eq!(instance.call(r#"{"do": "log"}"#).await, Ok(Value::Null));
-        let log = instance.log();
-        let line = log.lines().find(|line| line.contains("\tINFO\t")).unwrap();
-        assert!(line.ends_with("\tINFO\ttwo\rlines 5"), "{line}");
-        assert!(log.contains("\tERROR\tshown\n"));
-    });
+    for node in nodes() {
+        let client = Client::new(&node, Runtime::NodeJs);
+        run(async {
+            let mut instance = client.serving("main.async").await;
+            let error = instance.call(r#"{"do": "raise"}"#).await.unwrap_err();
+            assert_eq!((&error["errorType"], &error["errorMessage"]), (&json!("TypeError"), &json!("wrong\nin two lines")));
+            let trace = error["trace"].to_string();
+            assert!(trace.contains("main.js") && !trace.contains("bootstrap.cjs") && !trace.contains("node:internal"), "{trace}");
+            for (what, kind) in [("string", "string"), ("circular", "Runtime.MarshalError")] {
+                let error = instance.call(&json!({ "do": what }).to_string()).await.unwrap_err();
+                assert_eq!(error["errorType"], kind);
+            }
+            let error = instance.call("not json").await.unwrap_err();
+            assert_eq!(error["errorType"], "Runtime.UnmarshalError");
+            let too_large = instance.invoke(r#"{"do": "large"}"#).await.result.unwrap_err();
+            assert_eq!(too_large.error_type, "Function.ResponseSizeTooLarge");
+            assert_eq!(instance.call(r#"{"do": "log"}"#).await, Ok(Value::Null));
+            let log = instance.log();
+            let line = log.lines().find(|line| line.contains("\tINFO\t")).unwrap();
+            assert!(line.ends_with("\tINFO\ttwo\rlines 5"), "{line}");
+            assert!(log.contains("\tERROR\tshown\n"));
+        });
+    }
 }
 
 #[test]
 fn a_node_function_that_cannot_start_or_falls_over_says_why() {
-    let Some(node) = node() else { return };
-    let client = Client::new(&node, Runtime::NodeJs);
-    run(async {
-        for (handler, kind) in [
-            ("absent.handler", "Runtime.ImportModuleError"),
-            ("broken_import.handler", "Runtime.ImportModuleError"),
-            ("broken_syntax.handler", "Runtime.UserCodeSyntaxError"),
-            ("broken_start.handler", "RangeError"),
-            ("main.absent", "Runtime.HandlerNotFound"),
-            ("main", "Runtime.MalformedHandlerName"),
-        ] {
-            let (failure, body, mut instance) = client.init_failure(handler).await;
-            assert_eq!((failure.error_type.as_str(), &body["errorType"]), (kind, &json!(kind)), "{handler}");
-            assert_eq!(instance.exit().await.code(), Some(1));
-        }
-        for (what, kind, code) in [("reject", "Runtime.UnhandledPromiseRejection", 128), ("uncaught", "RangeError", 129)] {
+    for node in nodes() {
+        let client = Client::new(&node, Runtime::NodeJs);
+        run(async {
+            for (handler, kind) in [
+                ("absent.handler", "Runtime.ImportModuleError"),
+                ("broken_import.handler", "Runtime.ImportModuleError"),
+                ("broken_syntax.handler", "Runtime.UserCodeSyntaxError"),
+                ("broken_start.handler", "RangeError"),
+                ("main.absent", "Runtime.HandlerNotFound"),
+                ("main", "Runtime.MalformedHandlerName"),
+            ] {
+                let (failure, body, mut instance) = client.init_failure(handler).await;
+                assert_eq!((failure.error_type.as_str(), &body["errorType"]), (kind, &json!(kind)), "{handler}");
+                assert_eq!(instance.exit().await.code(), Some(1));
+            }
+            for (what, kind, code) in [("reject", "Runtime.UnhandledPromiseRejection", 128), ("uncaught", "RangeError", 129)] {
+                let mut instance = client.serving("main.async").await;
+                let invocation = instance.invocation(&json!({ "do": what }).to_string());
+                instance.deliver(invocation);
+                let Event::Ended(ended) = instance.event().await else { panic!("no end: {}", instance.log()) };
+                assert_eq!(ended.result.unwrap_err().error_type, kind);
+                assert_eq!(instance.exit().await.code(), Some(code));
+            }
             let mut instance = client.serving("main.async").await;
-            let invocation = instance.invocation(&json!({ "do": what }).to_string());
+            let invocation = instance.invocation(r#"{"do": "exit"}"#);
             instance.deliver(invocation);
-            let Event::Ended(ended) = instance.event().await else { panic!("no end: {}", instance.log()) };
-            assert_eq!(ended.result.unwrap_err().error_type, kind);
-            assert_eq!(instance.exit().await.code(), Some(code));
-        }
-        let mut instance = client.serving("main.async").await;
-        let invocation = instance.invocation(r#"{"do": "exit"}"#);
-        instance.deliver(invocation);
-        assert_eq!(instance.exit().await.code(), Some(7));
-    });
+            assert_eq!(instance.exit().await.code(), Some(7));
+        });
+    }
+}
+
+#[test]
+fn our_python_client_is_python_3_9() {
+    let parse = "import ast, sys; ast.parse(open(sys.argv[1]).read(), feature_version=(3, 9))";
+    for python in pythons() {
+        let client = Client::new(&python, Runtime::Python);
+        assert!(answers(&python, &["-c", parse, &client.script.to_string_lossy()]), "{}", python.display());
+    }
 }
 
 #[test]
