@@ -15,8 +15,9 @@ mod tidy;
 
 const USAGE: &str = "usage: cargo xtask ci [--full] | tidy | docs [--check]
 
-  ci             everything a change must pass: fmt, tidy, clippy, generated docs, rustdoc, doc tests, tests
-  ci --full      the same with ten times the simulator seeds
+  ci             everything a change must pass: fmt, tidy, clippy, generated docs, rustdoc, doc tests, stories
+                 at level soft, tests
+  ci --full      the same with ten times the simulator seeds, and all stories at level soft and as an ordinary user
   tidy           the house rules that no compiler lint can see
   docs           writes the generated pages under docs/reference
   docs --check   says which of them are out of date";

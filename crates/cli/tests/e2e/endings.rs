@@ -86,8 +86,10 @@ fn a_node_that_is_told_to_stop_before_it_is_ready_leaves_nothing_behind() {
     let node = Node::start(&data, &[]);
     node.python("promised", "[guarantee]\nrate = \"1/s\"\nmax_run_time = \"20ms\"\nstart_within = \"1s\"\n", SLEEPER);
     node.python("plain", "", SLEEPER);
+    // Where a probe may not outrank everybody, its thread ends at once.
+    let latest = if node.ready["level"] == "hard" { "probe-" } else { "recorder" };
     node.stop();
-    for (signal, moment) in [("-INT", "signals"), ("-TERM", "starter"), ("-INT", "recorder"), ("-TERM", "probe-")] {
+    for (signal, moment) in [("-INT", "signals"), ("-TERM", "starter"), ("-INT", "recorder"), ("-TERM", latest)] {
         let mut starting = node_command(&data);
         starting.args(["serve", "--json", "--listen", &format!("127.0.0.1:{}", free_port())]);
         let mut starting = Beside(starting.stdout(Stdio::piped()).spawn().unwrap());

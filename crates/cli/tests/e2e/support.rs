@@ -64,8 +64,7 @@ impl Node {
             .unwrap_or_else(|_| panic!("the node is not ready, it said: {line}{}", fs::read_to_string(&said).unwrap()));
         let url = ready["url"].as_str().unwrap_or_else(|| panic!("the node is not ready, it said: {line}"));
         let address = url.strip_prefix("http://").unwrap().parse().unwrap();
-        let keys: Value = serde_json::from_slice(&fs::read(data.join("keys.json")).unwrap()).unwrap();
-        let token = keys["token"].as_str().unwrap().to_owned();
+        let token = token(data).unwrap();
         if wanted_level().is_some() {
             assert_eq!(ready["level"], "soft", "without the right to real-time classes: {ready}");
         }
@@ -78,7 +77,10 @@ impl Node {
 
     /// Runs the tool against this node.
     pub(crate) fn takt(&self, words: &[&str]) -> Output {
-        takt_command(&self.data).args(words).env("TAKT_URL", self.url()).output().unwrap()
+        // What reads the keys themselves runs as the node's user.
+        let reads_keys = words.first().is_some_and(|word| ["env", "keys"].contains(word));
+        let mut command = if reads_keys { node_command(&self.data) } else { takt_command(&self.data) };
+        command.args(words).env("TAKT_URL", self.url()).output().unwrap()
     }
 
     /// Starts an open-loop load on a function; `words` are `--rate R --for T` and what else the tool takes.
@@ -396,13 +398,48 @@ fn processes() -> BTreeMap<Process, u32> {
 pub(crate) fn takt_command(data: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_takt"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", data).env("TAKT_DATA_DIR", data);
+    if is_ordinary_user()
+        && let Some(token) = token(data)
+    {
+        // The tool of these stories is root's, and does not read another user's keys.
+        command.env("TAKT_TOKEN", token);
+    }
     command
+}
+
+/// The management token of the node whose data lies here, once it has one.
+fn token(data: &Path) -> Option<String> {
+    let keys: Value = serde_json::from_slice(&fs::read(data.join("keys.json")).ok()?).unwrap();
+    Some(keys["token"].as_str().unwrap().to_owned())
 }
 
 /// The level that `TAKT_TEST_LEVEL` asks the nodes of all stories to run at; without it, the best the machine gives.
 fn wanted_level() -> Option<String> {
     std::env::var("TAKT_TEST_LEVEL").ok()
 }
+
+/// Whether the nodes of all stories are an ordinary user's.
+pub(crate) fn is_ordinary_user() -> bool {
+    wanted_level().as_deref() == Some("user")
+}
+
+/// Terms as the wanted level can give them: without the real-time classes T is tens of milliseconds beside other work, and
+/// bounds below it are refused as they should be. Without a wanted level they stay as stated.
+pub(crate) fn at_level(terms: &str) -> String {
+    let loose = |line: &str| match line.split_once(" = ") {
+        Some((key @ ("start_within" | "deadline"), _)) => format!("{key} = \"{}ms\"\n", LOOSE.as_millis()),
+        _ => format!("{line}\n"),
+    };
+    if wanted_level().is_none() { terms.to_owned() } else { terms.lines().map(loose).collect() }
+}
+
+/// What [`at_level`] makes of a bound.
+pub(crate) fn bound_at_level(stated: Duration) -> Duration {
+    if wanted_level().is_none() { stated } else { LOOSE }
+}
+
+/// A bound that a node without real-time classes can promise.
+const LOOSE: Duration = Duration::from_secs(1);
 
 /// The tool as a node is started with it. `TAKT_TEST_LEVEL=soft` takes the right to real-time classes away, and leaves root
 /// its control groups; `TAKT_TEST_LEVEL=user` starts the node as an ordinary user.
@@ -420,7 +457,7 @@ pub(crate) fn node_command(data: &Path) -> Command {
     };
     let mut command = Command::new("prlimit");
     command.args(["--rtprio=0:0", "setpriv"]).args(rights).arg(plain.get_program()).env_clear();
-    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?)))).env_remove("TAKT_TOKEN");
     command
 }
 

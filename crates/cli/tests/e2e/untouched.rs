@@ -4,7 +4,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::evidence::{assert_kept, audit, finding};
-use super::support::{ECHO, Node, Process, assert_exit, descendants, surviving, wait_until};
+use super::support::{ECHO, Node, Process, assert_exit, at_level, descendants, surviving, wait_until};
 
 /// Waits for its slots, so that a client that is late for a moment is served under the guarantee all the same.
 const STEADY: &str = "[guarantee]\nrate = \"40/s\"\nburst = 4\nmax_run_time = \"20ms\"\nstart_within = \"100ms\"\n\
@@ -37,7 +37,7 @@ fn a_guarantee_under_full_load_is_untouched_by_all_that_happens_beside_it() {
     let home = TempDir::new().unwrap();
     let data = home.path().join("node");
     let node = Node::start(&data, &[]);
-    node.python("steady", STEADY, ECHO);
+    node.python("steady", &at_level(STEADY), ECHO);
     let before = node.get("/v1/functions/steady");
     let instances: std::collections::BTreeSet<Process> = descendants(node.pid());
     let load = node.load("steady", &LOAD);
