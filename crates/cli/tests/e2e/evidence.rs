@@ -104,6 +104,20 @@ fn mixed_load(node: &Node) {
     });
 }
 
+/// What was delivered to the lease started as promised of an instance that is there; what was held for nothing is counted.
+fn check_leases(data: &Path) {
+    let ns = |value: &Value| value["secs"].as_u64().unwrap() * 1_000_000_000 + value["nanos"].as_u64().unwrap();
+    let given = records(data, "guarantee-given").into_iter().rfind(|given| given["function"] == "held").unwrap();
+    let bound = ns(&given["start_bound"]) + ns(&given["tolerance"]);
+    let leases = records(data, "invocation").into_iter().filter(|record| record["function"] == "held");
+    let (used, unused): (Vec<Value>, Vec<Value>) = leases.partition(|record| record["end"] == "succeeded");
+    let ([used], [unused]) = (&used[..], &unused[..]) else { panic!("{used:?} {unused:?}") };
+    assert!(used["held"].is_object() && 0 < ns(&unused["held"]), "{used} {unused}");
+    let supplied = used["arrived"].as_u64().max(used["conforming"].as_u64()).unwrap();
+    let delay = used["started"].as_u64().unwrap() - supplied;
+    assert!(delay <= bound || used["violation"] == "steal", "{delay} ns, {bound} ns at most: {used}");
+}
+
 #[test]
 fn an_audit_agrees_with_the_live_counters_after_a_mixed_load() {
     let home = TempDir::new().unwrap();
@@ -121,6 +135,7 @@ fn an_audit_agrees_with_the_live_counters_after_a_mixed_load() {
         check_agreement(&guarantee["counters"], &finding.unwrap()["counters"]);
     }
     assert_eq!((sum(&audit, "excess"), sum(&audit, "refused")), (3 + 3, 3), "{audit}");
+    check_leases(&data);
     assert_eq!(audit["report"]["unclean_stops"], 0);
     assert_eq!(audit["report"]["running_at_end"], false);
 }

@@ -1,9 +1,12 @@
 //! Functions that share one rate.
 
+use std::io::Read;
+
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::support::{Answer, ECHO, Node, assert_exit, invoke_path};
+use super::evidence::assert_nothing_is_violated;
+use super::support::{Answer, ECHO, Node, assert_exit, invoke_path, parse, send};
 
 fn within(node: &Node, name: &str, deadline: &str) -> Answer {
     node.request("POST", &invoke_path(name), &[("X-Deadline", deadline)], b"1")
@@ -33,4 +36,36 @@ fn functions_of_a_class_share_its_rate_and_keep_their_deadlines() {
     assert_eq!(used.status, 409, "{used:?}");
     assert_exit(&node.try_python("lost", "[guarantee]\nrate_class = \"absent\"\nmax_run_time = \"10ms\"\n", ECHO), 1);
     node.stop();
+}
+
+/// Says when it ran, on the clock that all instances share.
+const STAMP: &str = "import time\n\ndef handler(event, context):\n    return time.monotonic_ns()\n";
+
+#[test]
+fn the_slots_of_a_class_go_to_the_earliest_deadline_of_all_its_functions() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("node");
+    let node = Node::start(&data, &[]);
+    let made = node.request("PUT", "/v1/rate-classes/vr", &[], json!({ "rate": "1/s", "burst": 1 }).to_string().as_bytes());
+    assert_eq!(made.status, 204, "{made:?}");
+    let terms = "[guarantee]\nrate_class = \"vr\"\nmax_run_time = \"10ms\"\nstart_within = \"500ms\"\noverflow = \"queue\"\n";
+    node.python("left", terms, STAMP);
+    node.python("right", terms, STAMP);
+    assert_eq!(within(&node, "left", "20s").status, 200, "it takes the slot of this second");
+    // The later they come, the earlier is their deadline, and the functions take turns.
+    let bearer = format!("Bearer {}", node.token);
+    let asked = [("left", "50s"), ("right", "40s"), ("left", "30s"), ("right", "20s")].map(|(name, deadline)| {
+        let headers = [("Authorization", bearer.as_str()), ("X-Deadline", deadline)];
+        send(node.address, &format!("POST {}", invoke_path(name)), &headers, b"1")
+    });
+    let ran = asked.map(|mut stream| {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        let answer = parse(&bytes);
+        assert_eq!((answer.status, answer.header("x-takt-conforming")), (200, "true"), "{answer:?}");
+        answer.json().as_u64().unwrap()
+    });
+    assert!(ran.is_sorted_by(|earlier, later| later < earlier), "earliest deadline first, of both: {ran:?}");
+    node.stop();
+    assert_nothing_is_violated(&data, 5);
 }

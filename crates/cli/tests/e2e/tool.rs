@@ -1,11 +1,14 @@
 //! The tool against a running node: from an empty folder to a function, its logs, a load, a backup.
 
-use std::process::Stdio;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::{ECHO, Node, assert_exit, find, takt_command, wait_until};
+use super::support::{Beside, ECHO, Node, assert_exit, at_level, find, needs, takt_command, wait_until};
 
 fn node(home: &TempDir) -> Node {
     Node::start(&home.path().join("node"), &[])
@@ -13,6 +16,25 @@ fn node(home: &TempDir) -> Node {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Gives a made function terms that the wanted level can give.
+fn loosen(folder: &Path) {
+    let file = folder.join("takt.toml");
+    let terms = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(file, at_level(&terms)).unwrap();
+}
+
+/// The function that was made in this folder, and is called like it, is admitted and answers.
+fn check_template(node: &Node, folder: &Path, said: &str) {
+    loosen(folder);
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    let deployed = node.takt_json(&["deploy", &folder.to_string_lossy()]);
+    assert_eq!(deployed["standing"], "guaranteed", "{deployed}");
+    let called = node.takt(&["invoke", name, "--data", r#"{"name": "you"}"#]);
+    assert_exit(&called, 0);
+    assert!(text(&called.stdout).contains(said), "{called:?}");
+    assert_exit(&node.takt(&["delete", name]), 0);
 }
 
 #[test]
@@ -29,12 +51,15 @@ fn every_template_becomes_a_guaranteed_function() {
             continue;
         }
         assert_exit(&node.takt(&["new", template, "--template", template, "--in", &folder]), 0);
-        let deployed = node.takt_json(&["deploy", &format!("{folder}/{template}")]);
-        assert_eq!(deployed["standing"], "guaranteed", "{deployed}");
-        let called = node.takt(&["invoke", template, "--data", r#"{"name": "you"}"#]);
-        assert_exit(&called, 0);
-        assert!(text(&called.stdout).contains(said), "{called:?}");
-        assert_exit(&node.takt(&["delete", template]), 0);
+        check_template(&node, &home.path().join(template), said);
+    }
+    if let Some(built) = needs("TAKT_TEST_RUST_TEMPLATE", "template rust") {
+        let copy = home.path().join("rust");
+        std::fs::create_dir(&copy).unwrap();
+        for file in ["takt.toml", "bootstrap"] {
+            std::fs::copy(Path::new(&built).join(file), copy.join(file)).unwrap();
+        }
+        check_template(&node, &copy, greeting);
     }
     let none = node.takt(&["list"]);
     assert!(text(&none.stdout).starts_with("No functions yet"), "{none:?}");
@@ -48,6 +73,7 @@ fn a_folder_that_is_watched_is_served_and_served_anew_when_it_changes() {
     let made = takt_command(home.path()).args(["new", "watched", "--in"]).arg(home.path()).output().unwrap();
     assert_exit(&made, 0);
     let code = |greeting: &str| format!("def handler(event, context):\n    return \"{greeting}\"\n");
+    loosen(&folder);
     std::fs::write(folder.join("handler.py"), code("first")).unwrap();
     let node = Node::start(&home.path().join("node"), &["--dev", &folder.to_string_lossy()]);
     let says = |greeting: &str| {
@@ -157,5 +183,44 @@ fn a_guarantee_is_set_and_withdrawn_while_the_function_serves() {
     let answer = node.invoke("plain", &json!(1));
     assert_eq!((answer.header("x-takt-class"), answer.json()), ("best-effort", json!("blue")));
     assert_exit(&node.takt(&["guarantee", "show", "plain"]), 1);
+    node.stop();
+}
+
+#[test]
+fn top_draws_on_a_terminal_and_gives_it_back() {
+    if find("script").is_none() {
+        println!("skipped: takt top on a terminal (there is no `script`)");
+        return;
+    }
+    let home = TempDir::new().unwrap();
+    let node = node(&home);
+    node.python("watched", "", ECHO);
+    let tool = takt_command(&node.data);
+    let words = format!("stty rows 40 cols 150; {} top; echo; stty -a", tool.get_program().to_string_lossy());
+    let mut script = Command::new("script");
+    script.args(["-qec", &words, "/dev/null"]).env_clear().env("TERM", "xterm").env("SHELL", "/bin/sh");
+    script.envs(tool.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("TAKT_URL", node.url());
+    let mut script = Beside(script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut output = script.0.stdout.take().unwrap();
+    let seen = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut piece = [0; 4096];
+            // The terminal is gone when everybody on it has ended.
+            while let Ok(count @ 1..) = output.read(&mut piece) {
+                seen.lock().unwrap().extend_from_slice(&piece[..count]);
+            }
+        });
+        // It is killed when the wait is in vain, which ends the reading.
+        let mut script = script;
+        wait_until("a frame with the function", || text(&seen.lock().unwrap()).contains("watched"));
+        script.0.stdin.as_mut().unwrap().write_all(b"q").unwrap();
+        reading.join().unwrap();
+        assert!(script.0.wait().unwrap().success());
+    });
+    let seen = text(&seen.into_inner().unwrap());
+    let (drawn, after) = seen.split_once("\x1b[?1049l").unwrap_or_else(|| panic!("the screen is not given back: {seen:?}"));
+    assert!(drawn.contains("\x1b[?1049h") && drawn.contains("watched"), "{drawn:?}");
+    assert!(after.contains(" icanon") && after.contains(" echo "), "lines are edited and shown again: {after:?}");
     node.stop();
 }

@@ -133,3 +133,58 @@ fn without_tun_devices_connections_are_refused_at_deploy() {
     let tried = node.invoke("unstated", &json!({"do": "tcp", "host": "192.0.2.1", "port": 80})).value();
     assert_eq!(tried, json!({"error": "OSError"}), "there is no way out at all");
 }
+
+const PROMISED: &str = "memory = \"128MB\"\n[guarantee]\nrate = \"20/s\"\nburst = 4\nmax_run_time = \"50ms\"\ncpu = \"0.2\"\n\
+                        start_within = \"1s\"\n";
+
+#[test]
+fn a_full_disk_stops_admission_alone_and_the_audit_tells_what_was_lost() {
+    if !is_root() {
+        return;
+    }
+    // The last argument is the data directory; only this node sees the small disk in it.
+    let mount = "umask 077; for last; do :; done; mkdir -p \"$last/evidence\" && \
+                 mount -t tmpfs -o size=2m none \"$last/evidence\" && exec \"$0\" \"$@\"";
+    let node = Node::start_as(Path::new(TAKT), &["unshare", "--mount", "--propagation", "private", "sh", "-c", mount]);
+    node.must_deploy("beat", PROMISED);
+    let seen = format!("/proc/{}/root{}", node.process.id(), node.data.display());
+    let filler = format!("{seen}/evidence/filler");
+    assert!(std::fs::write(&filler, vec![0; 3 << 20]).is_err(), "there is no room for 3 MiB");
+    let stopped = || {
+        let (_, _, body) = node.ask("GET", "/v1/node", "");
+        serde_json::from_slice::<serde_json::Value>(&body).unwrap()["admission_stopped"].clone()
+    };
+    let mut served = 0;
+    let mut serve = || {
+        node.must_serve("beat");
+        served += 1;
+    };
+    until("admission is stopped", || {
+        serve();
+        !stopped().is_null()
+    });
+    let refused = node.deploy("late", PROMISED);
+    assert_ne!(refused.status.code(), Some(0), "{}", text_of(&refused));
+    assert!(text_of(&refused).contains(stopped().as_str().unwrap()), "{} {}", stopped(), text_of(&refused));
+    for _ in 0..10 {
+        serve();
+    }
+    std::fs::remove_file(&filler).unwrap();
+    until("admission goes on", || {
+        serve();
+        stopped().is_null()
+    });
+    node.must_deploy("late", PROMISED);
+    node.must_serve("late");
+    until("the audit counts what was written since", || {
+        let output = Command::new(TAKT).args(["audit", "--json", &seen]).output().unwrap();
+        let audit: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let report = &audit["report"];
+        let arrivals: u64 =
+            report["guarantees"].as_array().unwrap().iter().map(|it| it["counters"]["arrivals"].as_u64().unwrap()).sum();
+        let lost = report["lost_records"].as_u64().unwrap();
+        println!("{served} served, {arrivals} proven, {lost} records lost, {}", audit["verdict"]);
+        assert_eq!(report["contradictions_total"], 0, "{audit}");
+        served < arrivals + lost && (lost == 0) == (audit["verdict"] == "kept")
+    });
+}
