@@ -138,8 +138,13 @@ fn terms(raw: &BTreeMap<String, toml::Value>) -> Result<Option<Terms>, Error> {
             toml::Value::String(text) => text.clone(),
             toml::Value::Integer(number) if matches!(key.as_str(), "burst" | "queue_limit" | "cpu") => number.to_string(),
             toml::Value::Float(number) if key == "cpu" => number.to_string(),
-            other => {
-                return Err(Error::GuaranteeValue { key: key.clone(), found: other.type_str() });
+            toml::Value::Integer(_)
+            | toml::Value::Float(_)
+            | toml::Value::Boolean(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Array(_)
+            | toml::Value::Table(_) => {
+                return Err(Error::GuaranteeValue { key: key.clone(), found: value.type_str() });
             }
         };
         pairs.push((key.as_str(), text));

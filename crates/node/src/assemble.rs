@@ -129,20 +129,7 @@ impl Node {
         let (narrow, _) = self.start_starter(&mut threads, Lane::BestEffort, starter, &common)?;
         let (runtime_costs, unmeasured) = costs.expect("invariant: the guaranteed lane's starter measures");
         missing.extend(unmeasured);
-        if let (Some(reason), Classes::RealTime) = (&wide.no_real_time, self.classes) {
-            missing.insert(format!(
-                "real-time class of instances: {reason}; guarantees are given at level soft only; give the cpu group rt_runtime"
-            ));
-            self.degrade()?;
-        }
-        if self.classes == Classes::Ordinary && wide.no_cpu_groups.is_none() {
-            self.capacity.quota_tick = Some(capacity::QUOTA_TICK);
-        }
-        // What the machine does not give at all was said already.
-        let told = missing.iter().any(|text| text.starts_with("memory:"));
-        missing.extend([wide, narrow].into_iter().filter_map(|standing| standing.no_groups.filter(|_| !told)).map(|reason| {
-            format!("no control groups ({reason}): memory and processes of instances are limited per process; run as root or delegate a group")
-        }));
+        self.accept_launchers(wide, narrow, &mut missing)?;
         let mut evidence = self.start_recorder()?;
         let (Some(for_control), Some(mut for_lane)) = (evidence.senders.pop(), evidence.senders.pop()) else {
             unreachable!("the recorder makes as many rings as it is asked for");
@@ -183,6 +170,25 @@ impl Node {
             Health::Failing { error, .. } => Err(Error::Ended { name: "recorder".to_owned(), reason: error }),
             Health::Stopped => Err(Error::Ended { name: "recorder".to_owned(), reason: "it ended before the node".to_owned() }),
         })
+    }
+
+    /// Goes on with what the launchers of both lanes can hold, and adds to `missing` what they cannot.
+    fn accept_launchers(&mut self, wide: Standing, narrow: Standing, missing: &mut BTreeSet<String>) -> Result<(), Error> {
+        if let (Some(reason), Classes::RealTime) = (&wide.no_real_time, self.classes) {
+            missing.insert(format!(
+                "real-time class of instances: {reason}; guarantees are given at level soft only; give the cpu group rt_runtime"
+            ));
+            self.degrade()?;
+        }
+        if self.classes == Classes::Ordinary && wide.no_cpu_groups.is_none() {
+            self.capacity.quota_tick = Some(capacity::QUOTA_TICK);
+        }
+        // What the machine does not give at all was said already.
+        let told = missing.iter().any(|text| text.starts_with("memory:"));
+        missing.extend([wide, narrow].into_iter().filter_map(|standing| standing.no_groups.filter(|_| !told)).map(|reason| {
+            format!("no control groups ({reason}): memory and processes of instances are limited per process; run as root or delegate a group")
+        }));
+        Ok(())
     }
 
     /// Goes on without real-time classes. What was measured with them says nothing then: it is measured again.

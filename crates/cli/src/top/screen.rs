@@ -38,11 +38,7 @@ fn left_within(interval: Duration) -> std::io::Result<bool> {
     if !event::poll(interval)? {
         return Ok(false);
     }
-    Ok(match event::read()? {
-        Event::Key(key) => {
-            let control = key.modifiers.contains(KeyModifiers::CONTROL);
-            matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) || (control && key.code == KeyCode::Char('c'))
-        }
-        _ => false,
-    })
+    let Event::Key(key) = event::read()? else { return Ok(false) };
+    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+    Ok(matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) || (control && key.code == KeyCode::Char('c')))
 }

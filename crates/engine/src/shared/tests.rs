@@ -205,7 +205,11 @@ impl World {
             }
             Action::Serving { version, .. } => self.serving.push(version),
             Action::CannotServe { .. } | Action::LeaseRefused { .. } => {}
-            other => panic!("not an action of this lane: {other:?}"),
+            other @ (Action::Place { .. }
+            | Action::Demote { .. }
+            | Action::LeaseReady { .. }
+            | Action::LeaseEnded { .. }
+            | Action::Record(_)) => panic!("not an action of this lane: {other:?}"),
         }
     }
 

@@ -184,7 +184,13 @@ impl Recorded {
         let text = |record: Record| match record {
             Record::GuaranteeGiven(given) => Some(format!("+{}{}", given.function, given.generation)),
             Record::GuaranteeEnded(ended) => Some(format!("-{}{} {:?}", ended.function, ended.generation, ended.reason)),
-            _ => None,
+            Record::NodeStarted(_)
+            | Record::Invocation(_)
+            | Record::ProbeGap { .. }
+            | Record::ToleranceRaised { .. }
+            | Record::Lost { .. }
+            | Record::Counters { .. }
+            | Record::NodeStopped { .. } => None,
         };
         std::mem::take(&mut *self.0.lock().unwrap()).into_iter().filter_map(text).collect()
     }

@@ -103,10 +103,10 @@ impl Call {
     /// What a request with a body above [`Call::body_limit`] is told.
     #[must_use]
     pub fn too_large(&self) -> Error {
-        match self {
-            Self::Invoke(_) => super::invoke::too_large(),
-            other => Error::RequestTooLarge { limit: other.body_limit(), operation: other.operation() },
+        if let Self::Invoke(_) = self {
+            return super::invoke::too_large();
         }
+        Error::RequestTooLarge { limit: self.body_limit(), operation: self.operation() }
     }
 }
 

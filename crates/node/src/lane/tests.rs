@@ -349,9 +349,12 @@ fn an_instance_that_asks_without_end_is_killed_and_its_log_says_so() {
 #[test]
 fn an_instance_that_is_given_up_before_its_turn_is_not_started() {
     on_lane(async || {
-        let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 64, |now, event, actions| match event {
-            Event::Drain => actions.push(Action::Kill { instance: InstanceId(1) }),
-            event => start_one(now, event, actions),
+        let (lane, mut outside) = lane_with(lanes::Lane::Guaranteed, 64, |now, event, actions| {
+            if matches!(event, Event::Drain) {
+                actions.push(Action::Kill { instance: InstanceId(1) });
+            } else {
+                start_one(now, event, actions);
+            }
         });
         install(&lane, "late", 1);
         let Ok(Order::Start(start)) = outside.orders.try_recv() else { panic!("no start is ordered") };

@@ -80,7 +80,7 @@ fn full(members: &Map<String, Value>) -> Option<Response<Bytes>> {
         }
         let value = match value {
             Value::String(text) => text.clone(),
-            other => other.to_string(),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
         };
         headers.insert(name, HeaderValue::try_from(value).ok()?);
     }

@@ -31,6 +31,7 @@ pub(super) enum Packet {
 }
 
 /// Reads a packet; `None` for what is not forwarded: other protocols, fragments, nonsense.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the protocols of the internet are not ours to name")]
 pub(super) fn parse(bytes: &[u8]) -> Option<Packet> {
     let ip = Ipv4Packet::new_checked(bytes).ok()?;
     if ip.version() != 4 || ip.more_frags() || ip.frag_offset() != 0 {

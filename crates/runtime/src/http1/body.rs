@@ -114,7 +114,12 @@ impl Body {
             Self::Content { left } if count < left => Self::Content { left: left - count },
             Self::Chunk { left } if left == count => Self::ChunkEnd,
             Self::Chunk { left } if count < left => Self::Chunk { left: left - count },
-            ref other => unreachable!("{count} bytes taken from {other:?}"),
+            ref other @ (Self::Content { .. }
+            | Self::ChunkSize
+            | Self::Chunk { .. }
+            | Self::ChunkEnd
+            | Self::Trailers { .. }
+            | Self::Done) => unreachable!("{count} bytes taken from {other:?}"),
         };
     }
 }

@@ -329,9 +329,9 @@ impl Shared {
     }
 
     async fn send(&self, bytes: &[u8]) -> Result<(), Error> {
-        let talk = |source: io::Error| match source.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Gone,
-            _ => Error::Talk { source },
+        let talk = |source: io::Error| {
+            let gone = matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+            if gone { Error::Gone } else { Error::Talk { source } }
         };
         loop {
             let mut ready = self.socket.writable().await.map_err(talk)?;

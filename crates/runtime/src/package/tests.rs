@@ -187,9 +187,9 @@ fn a_provided_function_has_an_executable_bootstrap_at_its_top() {
         (b"bin/bootstrap", PROGRAM, Some("it is not there")),
     ] {
         let (_dir, done) = unpacked(&raw_zip(&[(name, mode, b"#!")]));
-        let said = check_provided(&done.unwrap()).err().map(|error| match error {
-            Error::NoProgram { found } => found,
-            other => panic!("{other}"),
+        let said = check_provided(&done.unwrap()).err().map(|error| {
+            let Error::NoProgram { found } = error else { panic!("{error}") };
+            found
         });
         assert_eq!(said, found);
     }

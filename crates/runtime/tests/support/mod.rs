@@ -99,10 +99,8 @@ impl Instance {
     }
 
     pub(crate) async fn ready(&mut self) {
-        match self.event().await {
-            Event::Ready { .. } => {}
-            other => panic!("not ready but {other:?}; the log says: {}", self.log()),
-        }
+        let event = self.event().await;
+        assert!(matches!(event, Event::Ready { .. }), "not ready but {event:?}; the log says: {}", self.log());
     }
 
     pub(crate) fn invocation(&mut self, payload: &str) -> Invocation {
