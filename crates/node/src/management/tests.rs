@@ -11,6 +11,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::control::tests::World;
+use crate::lane::counts::What;
 use crate::logs::Appender;
 
 struct Calm;
@@ -212,6 +213,13 @@ async fn the_node_its_metrics_and_its_description_are_there() {
         "takt_used_instance_seconds_total{function=\"a\"} 1.5",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} in\n{metrics}");
+    }
+    let page = include_str!("../../../../docs/reference/metrics.md");
+    for name in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(page.contains(&format!("`{name}`")), "{name} is not in the reference");
+    }
+    for what in What::ALL.into_iter().filter(|what| *what != What::Request) {
+        assert!(page.contains(&format!("| `{}` |", what.name())), "{what:?} is not in the reference");
     }
     let description = site.get("/v1/openapi.json").await;
     assert!(description["components"]["schemas"]["GuaranteeAnswer"].is_object());
