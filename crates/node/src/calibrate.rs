@@ -16,11 +16,12 @@ use model::Time;
 use runtime::http1::{After, Connection, Limits};
 use runtime::sys::{clock, sched};
 
-use crate::lane;
 use crate::probe::{self, Gap, Probes, Pulses};
+use crate::{front_cost, lane};
 
-/// Invocations measured per core: one a millisecond.
-const ROUNDS: u32 = 600;
+/// Invocations measured over all cores, one a millisecond, and on each at least.
+const ROUNDS: u32 = 800;
+const ROUNDS_PER_CORE: u32 = 60;
 /// Threads of ordinary class that load each core meanwhile.
 const HOGS_PER_CORE: usize = 2;
 /// Priority of the measuring instance: the highest an instance can have.
@@ -39,8 +40,8 @@ pub struct Measured {
     pub tolerance: Duration,
     /// The worst dispatch seen, from the complete request to the instance's thread holding it.
     pub worst: Duration,
-    /// CPU time the front's thread uses for one invocation, the mean and half as much again.
-    pub front_cost: Duration,
+    /// CPU time of the guaranteed lane's thread.
+    pub front: front_cost::Costs,
     /// Samples left out because a probe saw their core taken away meanwhile.
     pub excluded: u32,
 }
@@ -58,17 +59,14 @@ pub fn measure(cores: &[u16], classes: Classes) -> io::Result<Measured> {
     let stop = Arc::new(AtomicBool::new(false));
     let hogs: Vec<_> = (0..cores.len() * HOGS_PER_CORE).map(|_| hog(&stop)).collect();
     let mut samples = Vec::new();
-    let mut front_cost = Duration::ZERO;
     let mut failed = None;
     for &core in cores {
-        match round(cores[0], core, classes) {
-            Ok((cost, measured)) => {
-                front_cost = front_cost.max(cost);
-                samples.extend(measured.into_iter().map(|sample| (core, sample)));
-            }
+        match round((cores[0], core), classes, rounds(cores.len())) {
+            Ok(measured) => samples.extend(measured.into_iter().map(|sample| (core, sample))),
             Err(error) => failed = Some(error),
         }
     }
+    let front = front_cost::measure(cores, classes);
     stop.store(true, Ordering::Relaxed);
     for hog in hogs {
         hog.join().map_err(|_| io::Error::other("a thread of the measurement panicked"))?;
@@ -78,7 +76,7 @@ pub fn measure(cores: &[u16], classes: Classes) -> io::Result<Measured> {
         return Err(error);
     }
     let gaps = gaps.lock().map_err(|_| io::Error::other("a probe panicked"))?;
-    Ok(conclude(&samples, &gaps, front_cost))
+    Ok(conclude(&samples, &gaps, front?))
 }
 
 /// The classes the measurement runs in.
@@ -95,7 +93,7 @@ struct Sample {
     until: Time,
 }
 
-fn conclude(samples: &[(u16, Sample)], gaps: &[Gap], front_cost: Duration) -> Measured {
+fn conclude(samples: &[(u16, Sample)], gaps: &[Gap], front: front_cost::Costs) -> Measured {
     let mut worst = Duration::ZERO;
     let mut excluded = 0;
     for (core, sample) in samples {
@@ -108,7 +106,7 @@ fn conclude(samples: &[(u16, Sample)], gaps: &[Gap], front_cost: Duration) -> Me
             worst = worst.max(sample.until.since(sample.from));
         }
     }
-    Measured { tolerance: (worst * 2 + ENTRY).max(LEAST), worst, front_cost: front_cost * 3 / 2, excluded }
+    Measured { tolerance: (worst * 2 + ENTRY).max(LEAST), worst, front, excluded }
 }
 
 fn hog(stop: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
@@ -123,22 +121,25 @@ fn hog(stop: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
     })
 }
 
+fn rounds(cores: usize) -> u32 {
+    (ROUNDS / u32::try_from(cores).unwrap_or(u32::MAX)).max(ROUNDS_PER_CORE)
+}
+
 /// Runs the measured path with the front on one core and the instance on another (or the same).
-fn round(front_core: u16, instance_core: u16, classes: Classes) -> io::Result<(Duration, Vec<Sample>)> {
+fn round((front_core, instance_core): (u16, u16), classes: Classes, rounds: u32) -> io::Result<Vec<Sample>> {
     let stamp = Arc::new(AtomicU64::new(0));
     let for_clients = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let for_instances = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let (client_address, instance_address) = (for_clients.local_addr()?, for_instances.local_addr()?);
     thread::scope(|scope| {
         let instance_stamp = Arc::clone(&stamp);
-        let instance = scope.spawn(move || play_instance(instance_address, instance_core, classes, &instance_stamp));
-        let front = scope.spawn(move || play_front((for_clients, for_instances), front_core, classes, &stamp));
-        let client = scope.spawn(move || play_client(client_address, classes));
+        let instance = scope.spawn(move || play_instance(instance_address, (instance_core, classes), rounds, &instance_stamp));
+        let front = scope.spawn(move || play_front((for_clients, for_instances), (front_core, classes), rounds, &stamp));
+        let client = scope.spawn(move || play_client(client_address, classes, rounds));
         let ended = |_| io::Error::other("a thread of the measurement panicked");
         client.join().map_err(ended)??;
-        let cost = front.join().map_err(ended)??;
-        let samples = instance.join().map_err(ended)??;
-        Ok((cost, samples))
+        front.join().map_err(ended)??;
+        instance.join().map_err(ended)?
     })
 }
 
@@ -152,7 +153,7 @@ fn take_class(classes: Classes, core: u16, priority: u8) -> io::Result<()> {
     }
 }
 
-fn play_client(front: SocketAddr, classes: Classes) -> io::Result<()> {
+fn play_client(front: SocketAddr, classes: Classes, rounds: u32) -> io::Result<()> {
     if classes == Classes::RealTime {
         sched::set_current(sched::Class::Fifo { priority: probe::PRIORITY - 1 }).map_err(io::Error::other)?;
     }
@@ -160,7 +161,7 @@ fn play_client(front: SocketAddr, classes: Classes) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut answer = [0; 1024];
     let mut due = clock::now() + Duration::from_millis(5);
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         clock::sleep_until(due);
         stream.write_all(REQUEST)?;
         if stream.read(&mut answer)? == 0 {
@@ -173,10 +174,10 @@ fn play_client(front: SocketAddr, classes: Classes) -> io::Result<()> {
 
 fn play_front(
     (clients, instances): (TcpListener, TcpListener),
-    core: u16,
-    classes: Classes,
+    (core, classes): (u16, Classes),
+    rounds: u32,
     stamp: &AtomicU64,
-) -> io::Result<Duration> {
+) -> io::Result<()> {
     take_class(classes, core, lane::PRIORITY)?;
     let (instance, client) = (instances.accept()?.0, clients.accept()?.0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -187,8 +188,7 @@ fn play_front(
             tokio::net::TcpStream::from_std(stream)
         };
         let (mut client, mut instance) = (Connection::new(adopt(client)?), Connection::new(adopt(instance)?));
-        let before = clock::thread_cpu();
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             let Some(next) = instance.read_head(&LIMITS).await.map_err(io::Error::other)? else { break };
             instance.read_body(&next, 1024).await.map_err(io::Error::other)?;
             let Some(parts) = client.read_head(&LIMITS).await.map_err(io::Error::other)? else { break };
@@ -200,17 +200,17 @@ fn play_front(
             client.write_response(http::Response::new(body), After::KeepAlive).await.map_err(io::Error::other)?;
             instance.write_response(http::Response::new(Bytes::new()), After::KeepAlive).await.map_err(io::Error::other)?;
         }
-        Ok(clock::thread_cpu().saturating_sub(before) / ROUNDS)
+        Ok(())
     })
 }
 
-fn play_instance(front: SocketAddr, core: u16, classes: Classes, stamp: &AtomicU64) -> io::Result<Vec<Sample>> {
+fn play_instance(front: SocketAddr, (core, classes): (u16, Classes), rounds: u32, stamp: &AtomicU64) -> io::Result<Vec<Sample>> {
     take_class(classes, core, INSTANCE_PRIORITY)?;
     let mut stream = TcpStream::connect(front)?;
     stream.set_nodelay(true)?;
     let mut samples = Vec::new();
     let mut answer = [0; 1024];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         stream.write_all(REQUEST)?;
         if stream.read(&mut answer)? == 0 {
             break;
@@ -234,16 +234,15 @@ mod tests {
         let at = Time::from_millis;
         let samples = [(0, Sample { from: at(10), until: at(11) }), (1, Sample { from: at(20), until: at(29) })];
         let gap = Gap { core: 1, from: at(21), until: at(28) };
-        let measured = conclude(&samples, &[gap], Duration::from_micros(40));
+        let measured = conclude(&samples, &[gap], front_cost::Costs::default());
         assert_eq!((measured.worst, measured.excluded), (Duration::from_millis(1), 1));
         assert_eq!(measured.tolerance, Duration::from_millis(3));
-        assert_eq!(measured.front_cost, Duration::from_micros(60));
     }
 
     #[test]
     fn the_measured_path_works_without_any_privilege() {
         let measured = measure(&[0], Classes::Ordinary).unwrap();
         assert!(LEAST <= measured.tolerance);
-        assert!(Duration::ZERO < measured.front_cost);
+        assert!(Duration::ZERO < measured.front.invocation);
     }
 }

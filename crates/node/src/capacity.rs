@@ -7,9 +7,10 @@ use plan::admission::{Budgeted, NodeCapacity, Periodic};
 use runtime::sys::sched::{self, Throttle};
 
 use crate::calibrate::{Classes, Measured};
+use crate::front_cost;
 use crate::lane::{
-    ACCEPTS_AT_ONCE, ACCEPTS_PER_SECOND, CLIENTS_PIECES_PER_SECOND, EXCESS_AT_ONCE, INSTANCES_PIECES_PER_SECOND, PIECES_AT_ONCE,
-    ration, watch,
+    ACCEPTS_AT_ONCE, ACCEPTS_PER_SECOND_MAX, CLIENTS_PIECES_PER_SECOND, EXCESS_AT_ONCE, INSTANCES_PIECES_PER_SECOND,
+    PIECES_AT_ONCE, ration, watch,
 };
 use crate::starter::{STARTS_AT_ONCE, STARTS_PER_SECOND};
 use crate::starts;
@@ -24,13 +25,11 @@ const PROBE: Periodic = Periodic { cost: Duration::from_micros(10), period: Dura
 const CONTEXT_SWITCH: Duration = Duration::from_micros(5);
 /// How late the kernel notices that a quota is used up: a tick at 250 Hz.
 pub(crate) const QUOTA_TICK: Duration = Duration::from_millis(4);
-/// One accept with the first look at its connection. The first request on it may be answered before anything is charged, so
-/// that it counts like an invocation beside this.
-const ACCEPT_COST: Duration = Duration::from_micros(60);
+/// One piece of a long request or answer, 64 KiB at most: copied out of the kernel or into it. Hashing and checking a request's
+/// piece takes several times that ([`crate::front_cost`]) and is not charged.
+const PIECE_COST: Duration = Duration::from_micros(30);
 /// One connection or request of an instance, beyond what the cost of an invocation holds.
 const ASK_COST: Duration = Duration::from_micros(30);
-/// One piece of a long request or answer, 64 KiB at most: copied out of the kernel or into it.
-const PIECE_COST: Duration = Duration::from_micros(30);
 /// One look at what the threads of an invocation do: a directory and up to 17 files of `/proc`.
 const STATE_COST: Duration = Duration::from_micros(100);
 /// An instance's start and end, without what it asks meanwhile.
@@ -39,20 +38,31 @@ const START_COST: Duration = Duration::from_micros(150);
 const EXCESS_PER_SECOND_MAX: u32 = 1_000;
 /// What excess may take of the front's core in a second. Where serving it is dear, less is served.
 const EXCESS_SHARE: Duration = Duration::from_millis(50);
+/// What accepts may, with a request on each.
+const ACCEPT_SHARE: Duration = Duration::from_millis(70);
 
 /// Excess per second that the guaranteed lane serves itself on a machine that was measured: 1 to 1,000.
 pub(crate) fn excess_per_second(front_cost: Duration) -> u32 {
-    let affordable = EXCESS_SHARE.as_nanos() / front_cost.as_nanos().max(1);
-    u32::try_from(affordable).unwrap_or(u32::MAX).clamp(1, EXCESS_PER_SECOND_MAX)
+    affordable(EXCESS_SHARE, front_cost).clamp(1, EXCESS_PER_SECOND_MAX)
+}
+
+/// Connections per second that the guaranteed lane accepts: 1 to 300. The first request on each may be answered before anything
+/// is charged, so that it counts beside the accept.
+pub(crate) fn accepts_per_second(front: front_cost::Costs) -> u32 {
+    affordable(ACCEPT_SHARE, front.accept + front.invocation).clamp(1, ACCEPTS_PER_SECOND_MAX)
+}
+
+fn affordable(share: Duration, cost: Duration) -> u32 {
+    u32::try_from(share.as_nanos() / cost.as_nanos().max(1)).unwrap_or(u32::MAX)
 }
 
 /// The capacity of a machine that was measured. `memory` is the owner's limit in bytes.
 pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: Option<u64>) -> NodeCapacity {
-    let one = measured.front_cost;
+    let (front, one) = (measured.front, measured.front.invocation);
     // Each lane spends half of what excess there may be.
     let excess = excess_per_second(one).div_ceil(2);
     let front_budgets = vec![
-        budgeted(ACCEPTS_PER_SECOND, ACCEPTS_AT_ONCE, ACCEPT_COST + one),
+        budgeted(accepts_per_second(front), ACCEPTS_AT_ONCE, front.accept + one),
         budgeted(excess, EXCESS_AT_ONCE, one),
         budgeted(excess, EXCESS_AT_ONCE, one),
         budgeted(CLIENTS_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
@@ -64,7 +74,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         cores: u16::try_from(cores.len()).unwrap_or(u16::MAX),
         core_limit_thousandths: NodeCapacity::CORE_LIMIT_THOUSANDTHS,
         front_core: engine::port::FRONT_CORE,
-        front_cost: measured.front_cost,
+        front_cost: one,
         connection_cost: ASK_COST,
         front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
         front_budgets,
@@ -131,6 +141,15 @@ mod tests {
             assert_eq!(excess_per_second(Duration::from_micros(micros)), expected);
         }
         assert_eq!(excess_per_second(Duration::ZERO), EXCESS_PER_SECOND_MAX);
+    }
+
+    #[test]
+    fn accepts_never_take_more_than_their_share_of_the_front() {
+        for (micros, expected) in [(50, 300), (200, 175), (1_000, 35), (1_000_000, 1)] {
+            let each = Duration::from_micros(micros);
+            let front = front_cost::Costs { accept: each, invocation: each, ..front_cost::Costs::default() };
+            assert_eq!(accepts_per_second(front), expected);
+        }
     }
 
     #[test]

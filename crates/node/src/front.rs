@@ -17,6 +17,8 @@ pub(crate) struct Front {
     pub(crate) keys: Keys,
     /// Excess that the guaranteed lane answers itself and admission accounts for; a function's own budget is a part of it.
     pub(crate) excess_per_second: u32,
+    /// Connections that it accepts, likewise.
+    pub(crate) accepts_per_second: u32,
 }
 
 /// What a path asks for, from its shape alone.

@@ -18,7 +18,8 @@ const THREADS_LOOKED_AT: usize = 16;
 /// A running instance. Dropping it kills it with everything in it.
 #[derive(Debug)]
 pub(crate) struct Running {
-    handle: Handle,
+    /// `None`: the node measures itself, and nobody is killed or placed.
+    handle: Option<Handle>,
     program: rustix::process::Pid,
     meter: CpuMeter,
     /// `/proc/PID/schedstat` of the program, kept open: one read a time.
@@ -37,18 +38,26 @@ impl Running {
         network: Option<oneshot::Sender<()>>,
     ) -> Self {
         let schedstat = File::open(format!("/proc/{}/schedstat", program.as_raw_nonzero())).ok();
-        Self { handle, program, meter, schedstat, starting: AtomicBool::new(true), _network: network }
+        Self { handle: Some(handle), program, meter, schedstat, starting: AtomicBool::new(true), _network: network }
+    }
+
+    /// Stands for an instance where the node measures itself. Its clocks are read as any other's, and say nothing.
+    pub(crate) fn stand_in() -> Self {
+        let own = rustix::process::getpid();
+        let (meter, starting) = (CpuMeter::of(own), AtomicBool::new(false));
+        Self { handle: None, program: own, meter, schedstat: None, starting, _network: None }
     }
 
     /// Kills it; its death is told like any other.
     pub(crate) fn kill(&self) {
         // The only failure is that it is dead already.
-        let _ = self.handle.kill();
+        let _ = self.handle.as_ref().map(Handle::kill);
     }
 
     /// CPU time its program used so far; zero once it is dead.
     pub(crate) fn cpu_time(&self) -> Duration {
-        self.meter.program_used().unwrap_or_default()
+        let used = self.meter.program_used().unwrap_or_default();
+        if self.handle.is_some() { used } else { Duration::ZERO }
     }
 
     /// Time its program was ready to run while its core ran something else; zero where the kernel does not say.
@@ -81,7 +90,7 @@ impl Running {
 
     /// Gives its threads a class and a core.
     pub(crate) fn place(&self, placement: launcher::Placement) -> Result<usize, runtime::sys::sched::Error> {
-        self.handle.place(self.program, placement)
+        self.handle.as_ref().map_or(Ok(0), |handle| handle.place(self.program, placement))
     }
 }
 

@@ -27,6 +27,7 @@ mod budget;
 pub mod calibrate;
 mod capacity;
 mod front;
+pub mod front_cost;
 mod handle;
 mod instance;
 mod invocation;

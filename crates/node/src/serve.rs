@@ -115,8 +115,9 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
     let capacity = capacity::of(&cores, classes, &measured, options.memory);
     let hosts = Hosts::new(address, options.hosts.iter().cloned());
     let policy = Policy { hosts };
-    let excess_per_second = capacity::excess_per_second(measured.front_cost);
-    let front = Arc::new(Front { home: Home::default(), policy, keys, excess_per_second });
+    let excess_per_second = capacity::excess_per_second(measured.front.invocation);
+    let accepts_per_second = capacity::accepts_per_second(measured.front);
+    let front = Arc::new(Front { home: Home::default(), policy, keys, excess_per_second, accepts_per_second });
     let node = Node {
         options: options.clone(),
         data: data.path.clone(),

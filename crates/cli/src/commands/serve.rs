@@ -73,7 +73,10 @@ fn say(ready: &Ready, format: Format) {
                 "level": ready.level,
                 "tolerance_us": micros(measured.tolerance),
                 "worst_dispatch_us": micros(measured.worst),
-                "front_cost_us": micros(measured.front_cost),
+                "front_cost_us": micros(measured.front.invocation),
+                "accept_cost_us": micros(measured.front.accept),
+                "long_request_cost_us": micros(measured.front.long_request),
+                "long_result_cost_us": micros(measured.front.long_result),
                 "suspended": ready.suspended,
                 "missing": ready.missing,
             });

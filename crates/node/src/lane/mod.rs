@@ -58,8 +58,8 @@ use crate::{lanes, management};
 pub(crate) const PRIORITY: u8 = 70;
 /// Connections that one lane holds at once; one more is refused before anything of it is read.
 const CONNECTIONS_MAX: usize = 8_192;
-/// Accepts per second, and at once, that the guaranteed lane's admission accounts for.
-pub(crate) const ACCEPTS_PER_SECOND: u32 = 300;
+/// Accepts per second at most, and at once, that admission accounts for.
+pub(crate) const ACCEPTS_PER_SECOND_MAX: u32 = 300;
 pub(crate) const ACCEPTS_AT_ONCE: u32 = 4;
 /// Pieces of long requests and answers per second, and at once, that the guaranteed lane moves for clients, and for
 /// instances.
@@ -206,9 +206,9 @@ pub(crate) fn run<M: Machine>(start: Start<M>) -> io::Result<()> {
 async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
     // The guaranteed lane is told to accept; the best-effort lane is handed its connections.
     let mut listener = None;
+    let mut accepts = Budget::new(start.front.accepts_per_second, ACCEPTS_AT_ONCE);
     let lane = Rc::new(Lane::new(start.machine, start.lane, start.links, (start.front, start.rng))?);
     let mut inbox = start.inbox;
-    let mut accepts = Budget::new(ACCEPTS_PER_SECOND, ACCEPTS_AT_ONCE);
     loop {
         tokio::select! {
             biased;

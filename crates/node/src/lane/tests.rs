@@ -74,6 +74,7 @@ pub(super) fn front() -> Arc<Front> {
         policy: Policy { hosts: Hosts::new(address(), std::iter::empty()) },
         keys,
         excess_per_second: EXCESS_PER_SECOND,
+        accepts_per_second: ACCEPTS_PER_SECOND_MAX,
     })
 }
 

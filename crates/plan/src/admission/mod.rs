@@ -89,7 +89,7 @@ impl NodeCapacity {
     /// what runs without being asked.
     pub const CORE_LIMIT_THOUSANDTHS: u16 = 850;
     /// Thousandths of a core that the front may use.
-    pub const FRONT_LIMIT_THOUSANDTHS: u16 = 250;
+    pub const FRONT_LIMIT_THOUSANDTHS: u16 = 350;
 }
 
 /// The lowest priority of an instance that may serve. What runs below it, real-time all the same, are starts.
