@@ -10,7 +10,7 @@ use crate::calibrate::{Classes, Measured};
 use crate::front_cost;
 use crate::lane::{
     ACCEPTS_AT_ONCE, ACCEPTS_PER_SECOND_MAX, CLIENTS_PIECES_PER_SECOND, EXCESS_AT_ONCE, INSTANCES_PIECES_PER_SECOND,
-    PIECES_AT_ONCE, ration, watch,
+    OTHERS_PIECES_PER_SECOND, PIECES_AT_ONCE, ration, watch,
 };
 use crate::starter::{STARTS_AT_ONCE, STARTS_PER_SECOND};
 use crate::starts;
@@ -65,6 +65,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         budgeted(accepts_per_second(front), ACCEPTS_AT_ONCE, front.accept + one),
         budgeted(excess, EXCESS_AT_ONCE, one),
         budgeted(excess, EXCESS_AT_ONCE, one),
+        budgeted(OTHERS_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
         budgeted(CLIENTS_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
         budgeted(INSTANCES_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
         budgeted(watch::STATES_PER_SECOND, watch::STATES_AT_ONCE, STATE_COST),

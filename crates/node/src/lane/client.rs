@@ -103,6 +103,8 @@ struct Client<M> {
     peer: SocketAddr,
     manners: Manners,
     idle: Idle,
+    /// Its last request came from somebody who may send it.
+    let_in: bool,
 }
 
 /// Ends the wait for a connection that sends nothing. One timer serves all requests of a connection: it is set anew only when
@@ -147,13 +149,12 @@ pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
     let Ok(stream) = TcpStream::from_std(moved.stream) else { return };
     let stream = Paced::new(stream, lane.for_clients.clone());
     let connection = Connection::with_buffer(stream, moved.unread);
-    let mut client = Client { lane, connection, peer: moved.peer, manners: moved.manners, idle: Idle::new() };
+    let mut client = Client { lane, connection, peer: moved.peer, manners: moved.manners, idle: Idle::new(), let_in: false };
     loop {
         match client.turn().await {
             Turn::Next => {}
             Turn::Close => {
-                // The other side may be gone already; then there is nothing to close.
-                let _ = timeout(LINGER_WITHIN, client.connection.close()).await;
+                client.close().await;
                 return;
             }
             Turn::Move(destination) => {
@@ -168,7 +169,8 @@ pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
 
 impl<M: Machine> Client<M> {
     async fn turn(&mut self) -> Turn {
-        self.connection.stream().next_request();
+        self.connection.stream().next_head();
+        self.let_in = false;
         let since = Instant::now();
         let read = tokio::select! {
             biased;
@@ -184,6 +186,7 @@ impl<M: Machine> Client<M> {
             Err(error) => return self.broken(&error).await,
         };
         self.lane.count(What::Request);
+        self.connection.stream().head_is_read();
         match Target::of(parts.uri.path()) {
             Target::Management => Turn::Move(Destination::Management),
             Target::Invoke => self.invoke(&parts).await,
@@ -358,6 +361,9 @@ impl<M: Machine> Client<M> {
         let id = request.id;
         let request = Request { log: wants.log, ..request };
         let Some(outcome) = self.run(request, route, wants.lease).await else { return Turn::Close };
+        if took_slot(&outcome) {
+            self.connection.stream().took_slot();
+        }
         let tail = match wants.log {
             LogType::None => None,
             LogType::Tail => Some(self.tail(id, &outcome, route).await),
@@ -470,6 +476,8 @@ impl<M: Machine> Client<M> {
     /// Reads the body and has the signature decide, where there is one.
     /// Also says when the request was complete.
     async fn body(&mut self, parts: &Parts, grant: Grant, class: PathClass) -> Result<(Bytes, Time), Turn> {
+        self.let_in = true;
+        self.connection.stream().let_in();
         let read = timeout(BODY_WITHIN, self.connection.read_body(parts, invoke::MAX_PAYLOAD_BYTES)).await;
         let body = match read {
             Ok(Ok(body)) => body,
@@ -488,7 +496,10 @@ impl<M: Machine> Client<M> {
                     self.manners.proved = true;
                     Ok((body, complete))
                 }
-                Err(error) => Err(self.refuse(crate::auth::Denied::from(error).response(class)).await),
+                Err(error) => {
+                    self.let_in = false;
+                    Err(self.refuse(crate::auth::Denied::from(error).response(class)).await)
+                }
             },
         }
     }
@@ -577,6 +588,14 @@ impl<M: Machine> Client<M> {
     async fn turn_away(mut self) {
         self.lane.count(What::RefusedBusy);
         self.refuse(busy()).await;
+        self.close().await;
+    }
+
+    /// Closes the connection so that its client gets to see the last answer.
+    async fn close(self) {
+        if !self.let_in {
+            self.connection.stream().end_soon();
+        }
         // The other side may be gone already; then there is nothing to close.
         let _ = timeout(LINGER_WITHIN, self.connection.close()).await;
     }

@@ -48,7 +48,7 @@ pub(crate) use self::delays::Delays;
 use self::links::Links;
 pub(crate) use self::machine::Machine;
 use self::message::{Command, Moved, News, Traffic};
-use self::paced::Turns;
+use self::paced::Lines;
 use crate::auth::Access;
 use crate::budget::Budget;
 use crate::front::Front;
@@ -61,8 +61,9 @@ const CONNECTIONS_MAX: usize = 8_192;
 /// Accepts per second at most, and at once, that admission accounts for.
 pub(crate) const ACCEPTS_PER_SECOND_MAX: u32 = 300;
 pub(crate) const ACCEPTS_AT_ONCE: u32 = 4;
-/// Pieces of long requests and answers per second, and at once, that the guaranteed lane moves for clients, and for
-/// instances.
+/// Pieces of long requests and answers per second, and at once, that the guaranteed lane moves for clients that were let in and
+/// invocations that took a slot, for all other clients, and for instances.
+pub(crate) const OTHERS_PIECES_PER_SECOND: u32 = 100;
 pub(crate) const CLIENTS_PIECES_PER_SECOND: u32 = 400;
 pub(crate) const INSTANCES_PIECES_PER_SECOND: u32 = 800;
 pub(crate) const PIECES_AT_ONCE: u32 = 4;
@@ -114,8 +115,8 @@ pub(crate) struct Lane<M> {
     access: RefCell<Access>,
     which: lanes::Lane,
     /// What long requests and answers take of the lane; none where nothing is reserved.
-    for_clients: Option<Turns>,
-    for_instances: Option<Turns>,
+    for_clients: Option<Lines>,
+    for_instances: Option<Lines>,
 }
 
 impl<M: Machine> Lane<M> {
@@ -133,8 +134,10 @@ impl<M: Machine> Lane<M> {
             access: RefCell::new(front.access()),
             front,
             which,
-            for_clients: turns(CLIENTS_PIECES_PER_SECOND),
-            for_instances: turns(INSTANCES_PIECES_PER_SECOND),
+            for_clients: turns(OTHERS_PIECES_PER_SECOND)
+                .zip(turns(CLIENTS_PIECES_PER_SECOND))
+                .map(|(others, slots)| Lines { others, slots }),
+            for_instances: turns(INSTANCES_PIECES_PER_SECOND).map(Lines::one),
         })
     }
 

@@ -4,15 +4,22 @@
 //! moves at most 64 KiB, and beyond a few small ones that every request needs each of them waits for its turn in a budget
 //! that admission accounts for: first come, first served, and one turn a connection at a time. While a connection waits, nothing
 //! it sends wakes the lane; its data waits in the kernel, whose buffers bound it.
+//!
+//! A turn is taken when there is something to move, and lost when it is not used at once: else whoever holds thousands of
+//! connections could save as many turns and use them in one instant. Invocations that took a slot have turns of their own, so that
+//! no stranger delays their input or their answer.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use model::Time;
 use runtime::sys::clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::budget::Budget;
@@ -31,26 +38,95 @@ struct Free {
     bytes: usize,
 }
 
+/// Reads of a head at most: whoever sends it in more pieces has his connection closed.
+const HEAD_READS_MAX: u32 = 8;
+/// Turns for the body of a request that was let in, before it waits with all others: what 64 KiB take, split unluckily.
+const BODY_TURNS: u32 = 16;
+/// Reads of what a client still sends that is not served any more.
+const LAST_READS: u32 = 2;
+/// A turn that came is lost after this time.
+const KEPT: Duration = Duration::from_millis(5);
+
 /// Turns that many connections take from one budget.
 pub(super) type Turns = Rc<RefCell<Budget>>;
+
+/// The budgets that a connection takes its turns from.
+#[derive(Clone, Debug)]
+pub(super) struct Lines {
+    /// Of whatever holds no slot.
+    pub(super) others: Turns,
+    pub(super) slots: Turns,
+}
+
+impl Lines {
+    /// The same for everything.
+    pub(super) fn one(turns: Turns) -> Self {
+        Self { others: Rc::clone(&turns), slots: turns }
+    }
+}
+
+/// What is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Head {
+        reads: u32,
+    },
+    Any,
+    /// Nothing that matters: after so many reads the stream ends.
+    Last {
+        reads: u32,
+    },
+}
 
 #[derive(Debug)]
 pub(super) struct Paced<S> {
     stream: S,
+    stage: Cell<Stage>,
     reads: Pace,
     writes: Pace,
 }
 
 impl<S> Paced<S> {
     /// `None` where nothing is reserved that could be taken.
-    pub(super) fn new(stream: S, turns: Option<Turns>) -> Self {
-        Self { stream, reads: Pace::new(turns.clone(), FREE_READS), writes: Pace::new(turns, FREE_WRITES) }
+    pub(super) fn new(stream: S, lines: Option<Lines>) -> Self {
+        let (reads, writes) = (Pace::new(lines.clone(), FREE_READS), Pace::new(lines, FREE_WRITES));
+        Self { stream, stage: Cell::new(Stage::Any), reads, writes }
     }
 
     /// The next request begins.
     pub(super) fn next_request(&self) {
         self.reads.left.set(FREE_READS.count);
         self.writes.left.set(FREE_WRITES.count);
+        self.reads.own.set(0);
+        self.writes.own.set(0);
+    }
+
+    /// The next request of a client begins, with its head.
+    pub(super) fn next_head(&self) {
+        self.next_request();
+        self.stage.set(Stage::Head { reads: 0 });
+    }
+
+    /// The head is there.
+    pub(super) fn head_is_read(&self) {
+        self.stage.set(Stage::Any);
+    }
+
+    /// Who sends the request may do so: its body comes next.
+    pub(super) fn let_in(&self) {
+        self.reads.own.set(BODY_TURNS);
+    }
+
+    /// What is answered next took a slot.
+    pub(super) fn took_slot(&self) {
+        self.writes.own.set(u32::MAX);
+    }
+
+    /// Nothing more is served. What was sent meanwhile is read for a moment, without turns, so that its client sees the answer.
+    pub(super) fn end_soon(&self) {
+        self.reads.left.set(LAST_READS);
+        self.reads.own.set(0);
+        self.stage.set(Stage::Last { reads: 0 });
     }
 
     pub(super) fn into_inner(self) -> S {
@@ -61,9 +137,11 @@ impl<S> Paced<S> {
 /// One direction.
 #[derive(Debug)]
 struct Pace {
-    turns: Option<Turns>,
+    lines: Option<Lines>,
     free: Free,
     left: Cell<u32>,
+    /// Turns that come from those of slots.
+    own: Cell<u32>,
     turn: Turn,
 }
 
@@ -71,30 +149,45 @@ struct Pace {
 enum Turn {
     None,
     Waits(Pin<Box<Sleep>>),
-    Come,
+    Come { at: Time },
 }
 
 impl Pace {
-    fn new(turns: Option<Turns>, free: Free) -> Self {
-        Self { turns, free, left: Cell::new(free.count), turn: Turn::None }
+    fn new(lines: Option<Lines>, free: Free) -> Self {
+        Self { lines, free, left: Cell::new(free.count), own: Cell::new(0), turn: Turn::None }
     }
 
-    /// Ready when the next piece may be moved, with its largest size.
-    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<usize> {
-        let Some(turns) = &self.turns else { return Poll::Ready(usize::MAX) };
+    /// Ready when the next piece may be moved, with its largest size. `is_ready` says whether there is something to move.
+    fn poll_turn(
+        &mut self,
+        context: &mut Context<'_>,
+        mut is_ready: impl FnMut(&mut Context<'_>) -> Poll<io::Result<()>>,
+    ) -> Poll<io::Result<usize>> {
+        let Some(lines) = &self.lines else { return Poll::Ready(Ok(usize::MAX)) };
         if 0 < self.left.get() {
-            return Poll::Ready(self.free.bytes);
+            return Poll::Ready(Ok(self.free.bytes));
         }
-        if let Turn::None = self.turn {
-            let now = clock::now();
-            let from = turns.borrow_mut().book(now);
-            self.turn = if from <= now { Turn::Come } else { Turn::Waits(Box::pin(tokio::time::sleep(from.since(now)))) };
+        loop {
+            match &mut self.turn {
+                Turn::None => {
+                    ready!(is_ready(context))?;
+                    let now = clock::now();
+                    let own = self.own.get();
+                    self.own.set(own.saturating_sub(1));
+                    let from = if 0 < own { &lines.slots } else { &lines.others }.borrow_mut().book(now);
+                    self.turn = match from <= now {
+                        true => Turn::Come { at: now },
+                        false => Turn::Waits(Box::pin(tokio::time::sleep(from.since(now)))),
+                    };
+                }
+                Turn::Waits(sleep) => {
+                    ready!(sleep.as_mut().poll(context));
+                    self.turn = Turn::Come { at: clock::now() };
+                }
+                Turn::Come { at } if KEPT < clock::now().since(*at) => self.turn = Turn::None,
+                Turn::Come { .. } => return Poll::Ready(Ok(PIECE_BYTES)),
+            }
         }
-        if let Turn::Waits(sleep) = &mut self.turn {
-            ready!(sleep.as_mut().poll(context));
-            self.turn = Turn::Come;
-        }
-        Poll::Ready(PIECE_BYTES)
     }
 
     /// A piece was moved.
@@ -106,10 +199,52 @@ impl Pace {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+/// Says whether there is something to move, without moving it.
+pub(super) trait Readiness {
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl Readiness for TcpStream {
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(context)
+    }
+
+    fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_ready(context)
+    }
+}
+
+impl<S> Paced<S> {
+    /// Counts a read against what its stage allows: whether there is one more.
+    fn may_read(&self) -> io::Result<bool> {
+        match (self.stage.get(), &self.reads.lines) {
+            (Stage::Any, _) | (Stage::Head { .. }, None) => Ok(true),
+            (Stage::Head { reads }, Some(_)) if HEAD_READS_MAX <= reads => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "the head of a request came in too many pieces"))
+            }
+            (Stage::Head { .. }, Some(_)) => Ok(true),
+            (Stage::Last { reads }, _) => Ok(reads < LAST_READS),
+        }
+    }
+
+    fn has_read(&self) {
+        match self.stage.get() {
+            Stage::Head { reads } => self.stage.set(Stage::Head { reads: reads + 1 }),
+            Stage::Last { reads } => self.stage.set(Stage::Last { reads: reads + 1 }),
+            Stage::Any => {}
+        }
+    }
+}
+
+impl<S: AsyncRead + Readiness + Unpin> AsyncRead for Paced<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let it = &mut *self;
-        let most = ready!(it.reads.poll_turn(context));
+        if !it.may_read()? {
+            return Poll::Ready(Ok(()));
+        }
+        let stream = &it.stream;
+        let most = ready!(it.reads.poll_turn(context, |context| stream.poll_readable(context)))?;
         if buffer.remaining() <= most {
             ready!(Pin::new(&mut it.stream).poll_read(context, buffer))?;
         } else {
@@ -119,14 +254,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
             buffer.advance(count);
         }
         it.reads.moved();
+        it.has_read();
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: AsyncWrite + Readiness + Unpin> AsyncWrite for Paced<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let it = &mut *self;
-        let most = ready!(it.writes.poll_turn(context));
+        let stream = &it.stream;
+        let most = ready!(it.writes.poll_turn(context, |context| stream.poll_writable(context)))?;
         let piece = &bytes[..bytes.len().min(most)];
         let written = ready!(Pin::new(&mut it.stream).poll_write(context, piece));
         it.writes.moved();
@@ -138,13 +275,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let most = ready!(self.writes.poll_turn(context));
+        let it = &mut *self;
+        let stream = &it.stream;
+        let most = ready!(it.writes.poll_turn(context, |context| stream.poll_writable(context)))?;
         let whole: usize = slices.iter().map(|slice| slice.len()).sum();
         if most < whole {
             let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
             return self.poll_write(context, first);
         }
-        let it = &mut *self;
         let written = ready!(Pin::new(&mut it.stream).poll_write_vectored(context, slices));
         it.writes.moved();
         Poll::Ready(written)
@@ -169,14 +307,102 @@ mod tests {
 
     use super::*;
 
+    /// Whoever asks finds something to move.
+    impl Readiness for tokio::io::DuplexStream {
+        fn poll_readable(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_writable(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
     fn turns(per_second: u32, at_once: u32) -> Turns {
         Rc::new(RefCell::new(Budget::new(per_second, at_once)))
+    }
+
+    fn line(per_second: u32, at_once: u32) -> Lines {
+        Lines::one(turns(per_second, at_once))
+    }
+
+    /// A connection whose free reads are used up, and how many of a line's hundred turns were taken after `then`.
+    async fn turns_taken(then: impl AsyncFnOnce(&mut TcpStream, &mut Paced<TcpStream>)) -> u32 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut there = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (here, _) = listener.accept().await.unwrap();
+        let others = turns(1, 100);
+        let mut paced = Paced::new(here, Some(Lines { others: Rc::clone(&others), slots: turns(1, 100) }));
+        for _ in 0..FREE_READS.count {
+            there.write_all(b"x").await.unwrap();
+            paced.read_exact(&mut [0; 1]).await.unwrap();
+        }
+        then(&mut there, &mut paced).await;
+        let now = clock::now();
+        let mut others = others.borrow_mut();
+        let left = (0..100).take_while(|_| others.spend(now).is_ok()).count();
+        100 - u32::try_from(left).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_sends_nothing_takes_no_turn() {
+        let taken = turns_taken(async |_, paced| {
+            // The socket says that nothing is there only after a read that found nothing.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+                let read = paced.read_u8();
+                assert!(futures_poll(std::pin::pin!(read)).is_pending());
+            }
+        });
+        assert!(taken.await <= 1);
+    }
+
+    #[tokio::test]
+    async fn what_took_a_slot_and_who_is_let_in_take_nothing_from_others() {
+        let taken = turns_taken(async |there, paced| {
+            paced.let_in();
+            paced.took_slot();
+            for _ in 0..FREE_READS.count + 5 {
+                there.write_all(b"x").await.unwrap();
+                paced.read_exact(&mut [0; 1]).await.unwrap();
+                paced.write_all(b"y").await.unwrap();
+            }
+        });
+        assert_eq!(taken.await, 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_client_sends_that_is_not_served_takes_no_turn() {
+        let taken = turns_taken(async |there, paced| {
+            paced.end_soon();
+            let mut junk = vec![0; 1 << 20];
+            there.write_all(&junk[..200_000]).await.unwrap();
+            let mut count = 0;
+            while let Ok(read @ 1..) = paced.read(&mut junk).await {
+                count += read;
+            }
+            assert!(count <= FREE_READS.bytes * 2, "{count} bytes were read");
+        });
+        assert_eq!(taken.await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_head_in_many_pieces_ends_its_connection() {
+        let (mut there, here) = duplex(1 << 10);
+        let mut paced = Paced::new(here, Some(line(1_000, 100)));
+        paced.next_head();
+        for _ in 0..HEAD_READS_MAX {
+            there.write_all(b"x").await.unwrap();
+            paced.read_exact(&mut [0; 1]).await.unwrap();
+        }
+        there.write_all(b"x").await.unwrap();
+        assert_eq!(paced.read_exact(&mut [0; 1]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[tokio::test]
     async fn a_large_answer_is_written_whole_in_pieces() {
         let (there, here) = duplex(1 << 20);
-        let mut paced = Paced::new(here, Some(turns(1_000_000, 100)));
+        let mut paced = Paced::new(here, Some(line(1_000_000, 100)));
         let sent: Vec<u8> = (0..1_000_000_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
         let mut pieces = Vec::new();
         let mut left = &sent[..];
@@ -187,7 +413,7 @@ mod tests {
         }
         assert_eq!(pieces[..3], [FREE_WRITES.bytes, FREE_WRITES.bytes, PIECE_BYTES]);
         drop(paced);
-        let mut reader = Paced::new(there, Some(turns(1_000_000, 100)));
+        let mut reader = Paced::new(there, Some(line(1_000_000, 100)));
         let mut got = Vec::new();
         reader.read_to_end(&mut got).await.unwrap();
         assert!(got == sent);
@@ -197,7 +423,7 @@ mod tests {
     async fn whoever_sends_byte_by_byte_waits_for_turns_that_others_take_too() {
         let shared = turns(1, 2);
         let (mut there, here) = duplex(1 << 10);
-        let mut trickled = Paced::new(here, Some(Rc::clone(&shared)));
+        let mut trickled = Paced::new(here, Some(Lines::one(Rc::clone(&shared))));
         let mut byte = [0; 1];
         for _ in 0..FREE_READS.count + 2 {
             there.write_all(b"x").await.unwrap();
@@ -214,7 +440,7 @@ mod tests {
     #[tokio::test]
     async fn a_new_request_reads_and_answers_at_once() {
         let (mut there, here) = duplex(1 << 10);
-        let mut paced = Paced::new(here, Some(turns(1, 1)));
+        let mut paced = Paced::new(here, Some(line(1, 1)));
         for _ in 0..20 {
             there.write_all(b"x").await.unwrap();
             paced.read_exact(&mut [0; 1]).await.unwrap();
