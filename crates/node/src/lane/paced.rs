@@ -38,8 +38,9 @@ struct Free {
     bytes: usize,
 }
 
-/// Reads of a head at most: whoever sends it in more pieces has his connection closed.
-const HEAD_READS_MAX: u32 = 8;
+/// Reads of a head at most: whoever sends it in more pieces has his connection closed. Plain clients write each header line, or each
+/// part of one, by itself.
+const HEAD_READS_MAX: u32 = 64;
 /// Turns for the body of a request that was let in, before it waits with all others: what 64 KiB take, split unluckily.
 const BODY_TURNS: u32 = 16;
 /// Reads of what a client still sends that is not served any more.
