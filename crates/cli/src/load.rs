@@ -11,6 +11,6 @@ mod schedule;
 
 pub use beat::{Beat, Wall};
 pub use drive::{Drive, Outcome, Sample, Target};
-pub(crate) use drive::{Line, exchange};
+pub(crate) use drive::{Line, exchange, open};
 pub use report::{Report, csv};
 pub use schedule::{Arrivals, Schedule};

@@ -21,8 +21,9 @@ use crate::args::NeighbourArgs;
 use crate::client::Client;
 use crate::load::{Arrivals, Drive, Outcome, Sample, Schedule, Target, Wall, exchange};
 
-/// The open loop has at most so many connections of its own; beyond, its invocations wait for one.
-const OPEN_LOOP_CONNECTIONS: u16 = 1_500;
+/// The open loop has at most so many connections of its own: more than a tenant may have waiting, so that the rest is refused
+/// at once and sent again in time.
+const OPEN_LOOP_CONNECTIONS: u16 = 400;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longer than any demonstration.
 const LONGEST: Duration = Duration::from_secs(3_600);

@@ -294,7 +294,7 @@ pub(crate) async fn exchange(
 }
 
 #[expect(clippy::disallowed_methods, reason = "hyper's half of a connection ends with the half that is held here")]
-async fn open(address: &Address) -> Result<Line> {
+pub(crate) async fn open(address: &Address) -> Result<Line> {
     let stream = TokioIo::new(address.connect().await?);
     let (line, connection) = http1::handshake(stream).await.context("cannot set up the connection")?;
     tokio::spawn(async move {

@@ -8,7 +8,7 @@ use http::Method;
 
 use super::camera::{Client, Outcome};
 use crate::client;
-use crate::load::{Line, exchange};
+use crate::load::{Line, exchange, open};
 
 /// Invokes functions of a node as AWS's clients do.
 #[derive(Clone, Debug)]
@@ -24,6 +24,14 @@ impl NodeClient {
     #[must_use]
     pub(crate) fn new(node: client::Client, patience: Duration) -> Self {
         Self { node, idle: Arc::default(), patience }
+    }
+
+    /// Opens so many connections, to be used later.
+    pub(crate) async fn connect(&self, connections: usize) -> anyhow::Result<()> {
+        for _ in 0..connections {
+            self.keep(open(&self.node.address).await?);
+        }
+        Ok(())
     }
 
     fn take(&self) -> Option<Line> {

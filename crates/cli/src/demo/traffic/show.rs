@@ -46,6 +46,8 @@ const CONNECTIONS: u16 = 64;
 const BURN: Burn = Burn { cpu_ms: 20 };
 /// How many times the machine's capacity the neighbour asks for in its open loop, its 64 connections not counted.
 const FLOOD_TIMES: u32 = 3;
+/// Connections the camera keeps: for a burst of each function, and some.
+const CAMERA_CONNECTIONS: usize = 8;
 /// The neighbour's start over the camera's.
 const HEAD_START: Duration = Duration::from_secs(2);
 /// Usage is counted up once a second.
@@ -203,6 +205,15 @@ struct Watched {
     neighbour: Option<Counts>,
 }
 
+/// A camera that is connected. Dropped, it stops.
+struct Camera {
+    begin: oneshot::Sender<()>,
+    done: oneshot::Receiver<Result<(Run, CameraClass)>>,
+    /// Pictures shown so far.
+    shown: Arc<AtomicU64>,
+    _watched: oneshot::Sender<()>,
+}
+
 /// What every variant needs.
 struct Stage {
     format: Format,
@@ -275,13 +286,14 @@ impl Stage {
             }
             granted.push((name.to_owned(), guarantee));
         }
+        let camera = self.camera().await?;
         let neighbour = match way.beside {
             Beside::Nothing => None,
             Beside::Flood => Some(Neighbour::spawn(&self.client, &flood())?),
         };
         tokio::time::sleep(if neighbour.is_some() { HEAD_START } else { USAGE_EVERY }).await;
         let before = (self.usage().await?, self.proven().await?);
-        let (run, class) = self.watch_clip(way.name).await?;
+        let (run, class) = self.watch_clip(way.name, camera).await?;
         tokio::time::sleep(USAGE_EVERY).await;
         let resources = self.usage().await? - before.0;
         let proven = match way.standing {
@@ -302,19 +314,31 @@ impl Stage {
         }
     }
 
-    /// Shows the clip to the functions from a thread of its own.
-    async fn watch_clip(&self, name: &'static str) -> Result<(Run, CameraClass)> {
+    /// Sets a camera up in a thread of its own. It has its connections before anything floods: a new one waits at the node's
+    /// door like everybody else's.
+    async fn camera(&self) -> Result<Camera> {
         let (told, done) = oneshot::channel();
-        // Dropped with this future: the camera stops when nobody waits for it.
-        let (_watched, unwatched) = oneshot::channel::<()>();
+        let (connected, is_connected) = oneshot::channel();
+        let (begin, begins) = oneshot::channel();
+        let (watched, unwatched) = oneshot::channel::<()>();
         let shown = Arc::new(AtomicU64::new(0));
         let client = NodeClient::new(self.client.clone(), PATIENCE);
         let (clip, options, seen) = (Arc::clone(&self.clip), self.options.clone(), Arc::clone(&shown));
         let camera = std::thread::Builder::new().name("camera".to_owned()).spawn(move || {
+            let filmed = film((&client, &clip, &options), &seen, (connected, begins, unwatched));
             // Nobody listens any more when the demonstration was interrupted.
-            let _ = told.send(film(&client, (&clip, &options), &seen, unwatched));
+            let _ = told.send(filmed);
         });
         camera.context("cannot start the camera")?;
+        // A camera that could not connect says why where its pictures are waited for.
+        let _could_not = is_connected.await;
+        Ok(Camera { begin, done, shown, _watched: watched })
+    }
+
+    /// Has the camera show the clip to the functions.
+    async fn watch_clip(&self, name: &'static str, camera: Camera) -> Result<(Run, CameraClass)> {
+        let Camera { begin, done, shown, _watched } = camera;
+        let _could_not = begin.send(());
         let progress = Progress::counting(self.format, self.clip.pictures.len() as u64, name);
         let mut draw = tokio::time::interval(DRAW_EVERY);
         tokio::pin!(done);
@@ -390,12 +414,11 @@ impl Stage {
     }
 }
 
-/// Runs on the camera's thread.
+/// Runs on the camera's thread: connects, says so, and shows the clip when it is told to begin.
 fn film(
-    client: &NodeClient,
-    (clip, options): (&Clip, &Options),
+    (client, clip, options): (&NodeClient, &Clip, &Options),
     seen: &AtomicU64,
-    unwatched: oneshot::Receiver<()>,
+    (connected, begins, unwatched): (oneshot::Sender<()>, oneshot::Receiver<()>, oneshot::Receiver<()>),
 ) -> Result<(Run, CameraClass)> {
     // Without the privilege the neighbour delays the camera too, and the report says so.
     let class = match sched::set_current(sched::Class::Fifo { priority: CAMERA_PRIORITY }) {
@@ -403,9 +426,16 @@ fn film(
         Err(_) => CameraClass::Ordinary,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start an event loop")?;
+    let filming = async {
+        client.connect(CAMERA_CONNECTIONS).await.context("the camera cannot connect")?;
+        // Whoever set the camera up is gone when the demonstration was interrupted.
+        let _ = connected.send(());
+        begins.await.context("interrupted")?;
+        camera::drive(client, clip, options, |index| seen.store(index, Ordering::Relaxed)).await
+    };
     let run = runtime.block_on(async {
         tokio::select! {
-            run = camera::drive(client, clip, options, |index| seen.store(index, Ordering::Relaxed)) => run,
+            run = filming => run,
             _ = unwatched => bail!("interrupted"),
         }
     })?;
