@@ -184,7 +184,7 @@ fn memory_instances_and_the_front_bind_too() {
     assert!(matches!(few.binding, Binding::Instances { needed: 1, available: 0 }), "{few}");
     let busy = of(NodeCapacity { front_cost: Duration::from_millis(5), ..ideal() });
     assert!(matches!(busy.binding, Binding::Front { needed: 500_000_000, available: 350_000_000 }), "{busy}");
-    assert_eq!(busy.offer, "50/s".parse().ok());
+    assert_eq!(busy.offer, "70/s".parse().ok());
 }
 
 #[test]
