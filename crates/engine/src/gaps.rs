@@ -12,16 +12,19 @@ pub(crate) const GAPS_PER_CORE: usize = 256;
 
 /// The most recent gaps of every core.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Gaps {
+pub struct Gaps {
     cores: BTreeMap<u16, VecDeque<(Time, Time)>>,
 }
 
 impl Gaps {
-    pub(crate) const fn new() -> Self {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Self {
         Self { cores: BTreeMap::new() }
     }
 
-    pub(crate) fn note(&mut self, core: u16, from: Time, until: Time) {
+    /// Adds a gap of a core; of more than are remembered, the oldest is forgotten.
+    pub fn note(&mut self, core: u16, from: Time, until: Time) {
         let gaps = self.cores.entry(core).or_default();
         if gaps.len() == GAPS_PER_CORE {
             gaps.pop_front();
@@ -31,13 +34,26 @@ impl Gaps {
 
     /// Whether the core, or the front's, was taken away at some time between the two instants. Requests and results of every
     /// core pass the front's.
-    pub(crate) fn overlap(&self, core: u16, from: Time, until: Time) -> bool {
+    #[must_use]
+    pub fn overlap(&self, core: u16, from: Time, until: Time) -> bool {
         let gaps = [core, FRONT_CORE].into_iter().filter_map(|core| self.cores.get(&core));
         gaps.flat_map(|gaps| gaps.iter().rev()).any(|gap| gap.0 < until && from < gap.1)
     }
 
+    /// How much a new gap of a core takes from the functions of `home` that was not taken from them yet. They need their own
+    /// core and the front's: time in which both were gone counts once.
+    #[must_use]
+    pub fn fresh(&self, core: u16, home: u16, from: Time, until: Time) -> Duration {
+        if core != home && core != FRONT_CORE {
+            return Duration::ZERO;
+        }
+        let other = if core == home { FRONT_CORE } else { home };
+        let counted = if other == core { Duration::ZERO } else { self.taken(other, from, until) };
+        until.since(from).saturating_sub(counted)
+    }
+
     /// How much of the time between the two instants the core was taken away.
-    pub(crate) fn taken(&self, core: u16, from: Time, until: Time) -> Duration {
+    fn taken(&self, core: u16, from: Time, until: Time) -> Duration {
         let gaps = self.cores.get(&core).into_iter().flatten();
         gaps.map(|gap| gap.1.min(until).since(gap.0.max(from))).sum()
     }

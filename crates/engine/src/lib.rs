@@ -6,12 +6,12 @@
 //! [`mirror`] of the envelopes lets through, so that best-effort load cannot reach the guaranteed lane's state. Time, randomness and input are handed in.
 
 pub mod audit;
+pub mod gaps;
 pub mod mirror;
 pub mod port;
 pub mod reserved;
 pub mod shared;
 
-mod gaps;
 #[cfg(test)]
 mod hostile;
 mod restarts;

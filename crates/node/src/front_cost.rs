@@ -34,7 +34,7 @@ use crate::calibrate::Classes;
 use crate::front::{Front, today};
 use crate::instance::Running;
 use crate::lambda::Home;
-use crate::lane::links::{Links, NewInstance, Order};
+use crate::lane::links::{Links, NewInstance, Order, RecordSink};
 use crate::lane::message::{Command, News};
 use crate::lane::{self, Inbox, Start, ThreadPlacement};
 use crate::lanes::{Image, Installed, Lane, Route, Standing};
@@ -130,7 +130,13 @@ fn rehearse<const N: usize>(stages: [Stage; N], (cores, classes): (&[u16], Class
     // The lane's thread alone writes it; it is read after that thread has ended.
     let spent = Arc::new(Mutex::new(Vec::with_capacity(N * (ROUNDS + 1))));
     let placement = (classes == Classes::RealTime).then(|| ThreadPlacement { core: cores[0] });
-    let (start, ends) = the_lane((front, placement), Arc::clone(&spent));
+    let at_records = Arc::clone(&spent);
+    let records = Box::new(move |record| {
+        if let Record::Invocation(_) = record {
+            at_records.lock().unwrap_or_else(PoisonError::into_inner).push(clock::thread_cpu());
+        }
+    });
+    let (start, ends) = the_lane((front, placement), records);
     let instance_core = *cores.last().expect("invariant: a machine has a core");
     thread::scope(|scope| {
         let lane = scope.spawn(|| lane::run(start));
@@ -164,16 +170,17 @@ fn panicked(_: Box<dyn std::any::Any + Send>) -> io::Error {
 }
 
 /// The far ends of the lane's queues.
-struct Ends {
-    commands: mpsc::Sender<Command>,
-    news: mpsc::Sender<News>,
-    orders: mpsc::Receiver<Order>,
+pub(crate) struct Ends {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) news: mpsc::Sender<News>,
+    pub(crate) orders: mpsc::Receiver<Order>,
     exit: Option<oneshot::Sender<Exit>>,
 }
 
-fn the_lane(
+/// A guaranteed lane on its own: what it hands to the other lane, the management and the scribe is dropped.
+pub(crate) fn the_lane(
     (front, placement): (Arc<Front>, Option<ThreadPlacement>),
-    spent: Arc<Mutex<Vec<Duration>>>,
+    records: RecordSink,
 ) -> (Start<reserved::Engine>, Ends) {
     let (commands, commands_in) = mpsc::channel(64);
     let (news, news_in) = mpsc::channel(64);
@@ -183,11 +190,7 @@ fn the_lane(
         other_lane: mpsc::channel(1).0,
         management: mpsc::channel(1).0,
         scribe: mpsc::channel(1).0,
-        records: Box::new(move |record| {
-            if let Record::Invocation(_) = record {
-                spent.lock().unwrap_or_else(PoisonError::into_inner).push(clock::thread_cpu());
-            }
-        }),
+        records,
         seen_ns: Arc::default(),
         pulses: Arc::new(probe::Pulses::new(0)),
     };

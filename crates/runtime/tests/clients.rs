@@ -111,6 +111,18 @@ fn resolved(program: &Path) -> PathBuf {
     candidates.find(|path| path.is_file()).unwrap_or_else(|| program.to_owned())
 }
 
+/// The id of an invocation with a context, and what the handler saw of that.
+async fn context_of(instance: &mut Instance) -> (String, Value) {
+    let mut invocation = instance.invocation(r#"{"do": "context"}"#);
+    let id = invocation.id.to_string();
+    invocation.client_context = Some(client_context(&base64(CONTEXT)).unwrap());
+    invocation.cognito_identity = Some(HeaderValue::from_static(r#"{"cognitoIdentityId":"c"}"#));
+    instance.deliver(invocation);
+    let Event::Ended(ended) = instance.event().await else { panic!("no end: {}", instance.log()) };
+    assert!(ended.started.is_some());
+    (id, serde_json::from_slice(&ended.result.unwrap().payload).unwrap())
+}
+
 #[test]
 fn a_python_function_gets_its_event_and_context() {
     for python in pythons() {
@@ -121,14 +133,7 @@ fn a_python_function_gets_its_event_and_context() {
             let event = json!({ "do": "echo", "text": "ä€", "numbers": [1, 2.5, null, true] });
             assert_eq!(instance.call(&event.to_string()).await, Ok(event));
 
-            let mut invocation = instance.invocation(r#"{"do": "context"}"#);
-            let id = invocation.id.to_string();
-            invocation.client_context = Some(client_context(&base64(CONTEXT)).unwrap());
-            invocation.cognito_identity = Some(HeaderValue::from_static(r#"{"cognitoIdentityId":"c"}"#));
-            instance.deliver(invocation);
-            let Event::Ended(ended) = instance.event().await else { panic!("no end: {}", instance.log()) };
-            assert!(ended.started.is_some());
-            let told: Value = serde_json::from_slice(&ended.result.unwrap().payload).unwrap();
+            let (id, told) = context_of(&mut instance).await;
             let expected = json!({
                 "aws_request_id": id, "log_group_name": "group", "log_stream_name": "stream", "function_name": "f",
                 "memory_limit_in_mb": "128", "function_version": "$LATEST", "invoked_function_arn": ARN, "remaining": true,
@@ -310,14 +315,7 @@ fn a_node_function_gets_its_context() {
         let client = Client::new(&node, Runtime::NodeJs);
         run(async {
             let mut instance = client.serving("main.async").await;
-            let mut invocation = instance.invocation(r#"{"do": "context"}"#);
-            let id = invocation.id.to_string();
-            invocation.client_context = Some(client_context(&base64(CONTEXT)).unwrap());
-            invocation.cognito_identity = Some(HeaderValue::from_static(r#"{"cognitoIdentityId":"c"}"#));
-            instance.deliver(invocation);
-            let Event::Ended(ended) = instance.event().await else { panic!("no end: {}", instance.log()) };
-            assert!(ended.started.is_some());
-            let told: Value = serde_json::from_slice(&ended.result.unwrap().payload).unwrap();
+            let (id, told) = context_of(&mut instance).await;
             let expected = json!({
                 "awsRequestId": id, "logGroupName": "group", "logStreamName": "stream", "functionName": "f",
                 "memoryLimitInMB": "128", "functionVersion": "$LATEST", "invokedFunctionArn": ARN, "remaining": true,

@@ -7,7 +7,7 @@ use model::{Cause, End, InstanceId, InvocationId, OnOverrun, Time};
 use super::fleet::State;
 use super::promise::{Facts, Missing};
 use super::{Engine, Invocation, Timer, Unproven};
-use crate::port::{Action, FRONT_CORE, Placement, Refusal};
+use crate::port::{Action, Placement, Refusal};
 use crate::verdict::{Bounds, started};
 
 impl Engine {
@@ -87,14 +87,11 @@ impl Engine {
     /// core. Time in which both were gone counts once.
     pub(super) fn missed(&mut self, core: u16, from: Time, until: Time) {
         for (id, invocation) in &mut self.invocations {
-            if let Invocation::Running { facts, until: bound, .. } = invocation
-                && (facts.core == core || core == FRONT_CORE)
-            {
+            if let Invocation::Running { facts, until: bound, .. } = invocation {
                 let from = from.max(facts.delivered.unwrap_or(facts.arrived));
-                let other = if facts.core == core { FRONT_CORE } else { facts.core };
-                let counted = if other == core { Duration::ZERO } else { self.gaps.taken(other, from, until) };
+                let taken = self.gaps.fresh(core, facts.core, from, until);
                 self.timers.remove(&(*bound, Timer::Stop(*id)));
-                *bound += until.since(from).saturating_sub(counted);
+                *bound += taken;
                 self.timers.insert((*bound, Timer::Stop(*id)));
             }
         }

@@ -10,9 +10,7 @@ use std::process::{Child, Command as Program};
 
 use allocation_counter::AllocationInfo;
 use engine::port::{Deployment, Reservation, Shard};
-use engine::reserved;
 use model::{FunctionKey, Level, Version};
-use rand::SeedableRng;
 use runtime::launcher::{CpuMeter, Handle};
 use runtime::sys::process::Pidfd;
 use rustix::process::Pid;
@@ -21,6 +19,7 @@ use tokio::sync::oneshot;
 use super::links::{NewInstance, Order};
 use super::tests::{front, image, request};
 use super::*;
+use crate::front_cost::{Ends, the_lane};
 use crate::instance::Running;
 use crate::lanes::{Installed, Route, Standing};
 
@@ -36,38 +35,6 @@ struct Stage {
     /// Clients that invoke at the same time: all but one of their invocations wait.
     clients: usize,
     rounds: usize,
-}
-
-/// The far ends of a lane's queues.
-struct Ends {
-    commands: mpsc::Sender<Command>,
-    news: mpsc::Sender<News>,
-    orders: mpsc::Receiver<Order>,
-}
-
-fn lane() -> (Start<reserved::Engine>, Ends) {
-    let (commands, commands_in) = mpsc::channel(64);
-    let (news, news_in) = mpsc::channel(64);
-    let (orders, orders_out) = mpsc::channel(64);
-    let links = Links {
-        orders,
-        other_lane: mpsc::channel(64).0,
-        management: mpsc::channel(64).0,
-        scribe: mpsc::channel(64).0,
-        records: Box::new(drop),
-        seen_ns: Arc::default(),
-        pulses: Arc::new(crate::probe::Pulses::new(0)),
-    };
-    let start = Start {
-        lane: lanes::Lane::Guaranteed,
-        machine: reserved::Engine::new(reserved::Options::default()),
-        links,
-        inbox: Inbox { commands: commands_in, news: news_in, traffic: mpsc::channel(64).1 },
-        front: front(),
-        rng: ChaCha12Rng::seed_from_u64(7),
-        placement: None,
-    };
-    (start, Ends { commands, news, orders: orders_out })
 }
 
 fn deployment(key: u64) -> Deployment {
@@ -212,7 +179,7 @@ fn clients(address: std::net::SocketAddr, stage: Stage) -> Vec<TcpStream> {
 
 /// What the lane's thread allocated in all.
 fn allocated(stage: Stage) -> AllocationInfo {
-    let (start, mut ends) = lane();
+    let (start, mut ends) = the_lane((front(), None), Box::new(drop));
     let outside = std::thread::spawn(move || {
         let stand = Stand(Program::new("sleep").arg("1000").spawn().unwrap());
         let mut exits = Vec::new();

@@ -267,11 +267,7 @@ impl<M: Machine> Core<M> {
         let core = self.instances.get(&instance).and_then(super::instance::Instance::core);
         let entry = started.since(delivered).saturating_sub(analysed).min(crate::calibrate::ENTRY);
         let delay = dispatched.since(arrived) + entry;
-        let explained = self
-            .recent_gaps
-            .iter()
-            .any(|gap| (Some(gap.core) == core || gap.core == FRONT_CORE) && arrived < gap.until && gap.from < started);
-        if !explained {
+        if !self.gaps.overlap(core.unwrap_or(FRONT_CORE), arrived, started) {
             let nanos = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
             self.links.seen_ns.fetch_max(nanos, std::sync::atomic::Ordering::Relaxed);
         }

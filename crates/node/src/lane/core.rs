@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::gaps::Gaps;
 use engine::mirror::{Mirrors, Seen};
-use engine::port::{Action, Deployment, Event, FRONT_CORE, Placement, Refusal};
+use engine::port::{Action, Deployment, Event, Placement, Refusal};
 use http::HeaderValue;
 use journal::record::{Counters, Record};
 use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Overflow, Time, Version};
@@ -30,8 +31,6 @@ use crate::lanes::{Image, Installed, Lane, Lease, LeaseError, Route, Standing};
 use crate::management;
 use crate::probe::Gap;
 
-/// Gaps kept as an explanation of delays.
-const GAPS_MAX: usize = 64;
 /// A gap that lasts is taken in piece by piece, none shorter than this.
 const GAP_PIECE: Duration = Duration::from_micros(500);
 /// Excess that a lane takes at once; admission accounts for that of both.
@@ -58,7 +57,7 @@ pub(crate) struct Core<M> {
     /// Time since the lane started in which a core's probe was not run, or the front's.
     pub(super) stolen: BTreeMap<u16, Duration>,
     /// The last gaps of all probes.
-    pub(super) recent_gaps: VecDeque<Gap>,
+    pub(super) gaps: Gaps,
     /// Until when the gaps of each core are taken in; of one that lasts, the rest follows.
     gaps_until: BTreeMap<u16, Time>,
     /// The invocation whose arrival the machine is told just now.
@@ -137,7 +136,7 @@ impl<M: Machine> Core<M> {
             events: VecDeque::new(),
             actions: Vec::new(),
             stolen: BTreeMap::new(),
-            recent_gaps: VecDeque::new(),
+            gaps: Gaps::new(),
             gaps_until: BTreeMap::new(),
             arriving: None,
             counted: Vec::new(),
@@ -360,29 +359,14 @@ impl<M: Machine> Core<M> {
             return;
         }
         *known = until;
-        self.count_stolen(Gap { core, from, until });
-        if GAPS_MAX <= self.recent_gaps.len() {
-            self.recent_gaps.pop_front();
+        for home in 0..self.links.pulses.cores() {
+            *self.stolen.entry(home).or_default() += self.gaps.fresh(core, home, from, until);
         }
-        self.recent_gaps.push_back(Gap { core, from, until });
+        self.gaps.note(core, from, until);
         self.links.note(Record::ProbeGap { core, from, until });
         self.machine.handle(now, Event::ProbeGap { core, from, until }, &mut self.actions);
         self.run_actions(now);
         self.settle(now);
-    }
-
-    /// Adds a new gap to what was stolen from the functions of each core: its own gaps and the front's, none twice.
-    fn count_stolen(&mut self, gap: Gap) {
-        let length = gap.until.since(gap.from);
-        for core in 0..self.links.pulses.cores() {
-            let other = if core == gap.core { FRONT_CORE } else { core };
-            if gap.core != core && gap.core != FRONT_CORE {
-                continue;
-            }
-            let same = |it: &&Gap| it.core == other && other != gap.core;
-            let twice = self.recent_gaps.iter().filter(same).map(|it| it.until.min(gap.until).since(it.from.max(gap.from)));
-            *self.stolen.entry(core).or_default() += length.saturating_sub(twice.sum());
-        }
     }
 
     fn install(&mut self, deployment: Deployment, image: Arc<Image>, done: oneshot::Sender<Installed>) {
