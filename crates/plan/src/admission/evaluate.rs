@@ -121,13 +121,13 @@ struct Seen {
 
 impl WholeNode<'_> {
     fn analyse(&self) -> Result<Seen, Binding> {
-        let Self { capacity, placed, units, delay } = *self;
+        let capacity = self.capacity;
         let mut bounds = Promised::new();
         let mut cores: Vec<(Share, Duration)> = Vec::new();
         // The front's core comes last: answers of functions on other cores load it.
         let others = (0..capacity.cores).filter(|core| *core != capacity.front_core);
         for core in others.chain([capacity.front_core]) {
-            let seen = OneCore { capacity, placed, units, core, delay };
+            let seen = OneCore { node: *self, core };
             let platform = seen.platform(&bounds);
             let share = seen.utilisation(&platform)?;
             seen.analyse(&platform, &mut bounds)?;
@@ -260,25 +260,22 @@ fn grants(capacity: &NodeCapacity, placed: &[Placed], units: &[Unit<'_>], bounds
 
 #[derive(Clone, Copy, Debug)]
 struct OneCore<'a> {
-    capacity: &'a NodeCapacity,
-    placed: &'a [Placed],
-    units: &'a [Unit<'a>],
+    node: WholeNode<'a>,
     core: u16,
-    /// Of the front.
-    delay: Duration,
 }
 
 impl OneCore<'_> {
     /// The units on this core, most urgent first; the sort is stable, so equals keep the order of admission.
     fn here(&self) -> Vec<usize> {
-        let mut here: Vec<usize> = (0..self.units.len()).filter(|unit| self.units[*unit].cores.contains(&self.core)).collect();
-        here.sort_by_key(|unit| self.units[*unit].urgency);
+        let mut here: Vec<usize> =
+            (0..self.node.units.len()).filter(|unit| self.node.units[*unit].cores.contains(&self.core)).collect();
+        here.sort_by_key(|unit| self.node.units[*unit].urgency);
         here
     }
 
     /// What runs above all instances here: the probe and, on its core, the front.
     fn platform(&self, known: &Promised) -> Vec<Interference> {
-        let capacity = self.capacity;
+        let capacity = self.node.capacity;
         if self.core != capacity.front_core {
             let tick = Flow::periodic(capacity.tick.period).filter(|_| !capacity.tick.cost.is_zero());
             let delayed = Delayed::By(Duration::ZERO);
@@ -286,7 +283,7 @@ impl OneCore<'_> {
         }
         let mut platform: Vec<Interference> = front::beside(capacity).collect();
         let here = self.here();
-        for (index, unit) in self.units.iter().enumerate() {
+        for (index, unit) in self.node.units.iter().enumerate() {
             for core in unit.cores {
                 // The front works for an invocation when it comes and when it ends.
                 let delayed = match here.iter().position(|task| *task == index).filter(|_| *core == self.core) {
@@ -304,8 +301,8 @@ impl OneCore<'_> {
         let sum = |shares: &mut dyn Iterator<Item = u64>| shares.fold(0, u64::saturating_add);
         let below = sum(&mut platform.iter().map(|it| it.flow.nanocores(it.cost)));
         let here = self.here();
-        let needed = sum(&mut here.iter().map(|unit| self.units[*unit].flow.nanocores(self.units[*unit].cost)));
-        let limit_nanocores = u64::from(self.capacity.core_limit_thousandths) * NANOCORES_PER_THOUSANDTH;
+        let needed = sum(&mut here.iter().map(|unit| self.node.units[*unit].flow.nanocores(self.node.units[*unit].cost)));
+        let limit_nanocores = u64::from(self.node.capacity.core_limit_thousandths) * NANOCORES_PER_THOUSANDTH;
         let used_nanocores = below.saturating_add(needed);
         if limit_nanocores < used_nanocores && !here.is_empty() {
             return Err(Binding::Cpu { core: self.core, needed: used_nanocores, available: limit_nanocores });
@@ -316,19 +313,20 @@ impl OneCore<'_> {
     fn analyse(&self, platform: &[Interference], bounds: &mut Promised) -> Result<(), Binding> {
         let here = self.here();
         let priorities: Vec<u8> = (0..here.len()).map(priority).collect();
-        let tasks: Vec<Task> = here.iter().zip(&priorities).map(|(unit, priority)| task(&self.units[*unit], *priority)).collect();
+        let tasks: Vec<Task> =
+            here.iter().zip(&priorities).map(|(unit, priority)| task(&self.node.units[*unit], *priority)).collect();
         // On other cores than the front's, releases are late by the front's delay too.
-        let late = if self.core == self.capacity.front_core { Duration::ZERO } else { self.delay };
-        let core = Core { tasks: &tasks, platform, tolerance: self.capacity.tolerance + late };
+        let late = if self.core == self.node.capacity.front_core { Duration::ZERO } else { self.node.delay };
+        let core = Core { tasks: &tasks, platform, tolerance: self.node.capacity.tolerance + late };
         let found = response::analyse(core).map_err(|unbounded| {
-            let member = self.units[here[unbounded.task]].members[0];
-            Binding::Unbounded { function: self.placed[member].demand.function.clone(), core: self.core }
+            let member = self.node.units[here[unbounded.task]].members[0];
+            Binding::Unbounded { function: self.node.placed[member].demand.function.clone(), core: self.core }
         })?;
         for ((unit, bound), priority) in here.iter().zip(found).zip(priorities) {
-            let bound = front::promised(self.capacity, self.core, bound, self.delay);
-            let bound = Bound { start: bound.start + self.units[*unit].throttled, ..bound };
-            for member in &self.units[*unit].members {
-                self.check(&self.placed[*member].demand, bound)?;
+            let bound = front::promised(self.node.capacity, self.core, bound, self.node.delay);
+            let bound = Bound { start: bound.start + self.node.units[*unit].throttled, ..bound };
+            for member in &self.node.units[*unit].members {
+                self.check(&self.node.placed[*member].demand, bound)?;
             }
             bounds.insert((*unit, self.core), (bound, priority));
         }
@@ -343,7 +341,7 @@ impl OneCore<'_> {
         let here = self.here();
         let response = |unit: usize| bounds.get(&(unit, self.core)).map_or(Duration::ZERO, |(bound, _)| bound.response);
         let most = |flow: Flow, cost: Duration, lag: Duration| {
-            let window = (SECOND + self.capacity.tolerance).saturating_add(lag);
+            let window = (SECOND + self.node.capacity.tolerance).saturating_add(lag);
             let jobs = u32::try_from(flow.in_half_open(window.as_nanos())).unwrap_or(u32::MAX);
             cost.saturating_mul(jobs)
         };
@@ -352,10 +350,10 @@ impl OneCore<'_> {
             Delayed::UntilEndOf(task) => response(here[task]),
         };
         let below = platform.iter().map(|work| most(work.flow, work.cost, lag(work)));
-        let above = here.iter().map(|unit| most(self.units[*unit].flow, self.units[*unit].cost, response(*unit)));
+        let above = here.iter().map(|unit| most(self.node.units[*unit].flow, self.node.units[*unit].cost, response(*unit)));
         let used = below.chain(above).fold(Duration::ZERO, Duration::saturating_add);
-        let available = self.capacity.real_time_per_second.saturating_sub(self.capacity.starts_per_second);
-        if self.capacity.level == Level::Hard && available < used && !here.is_empty() {
+        let available = self.node.capacity.real_time_per_second.saturating_sub(self.node.capacity.starts_per_second);
+        if self.node.capacity.level == Level::Hard && available < used && !here.is_empty() {
             let nanocores = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
             return Err(Binding::Second { core: self.core, needed: nanocores(used), available: nanocores(available) });
         }
@@ -364,7 +362,7 @@ impl OneCore<'_> {
 
     /// S + T <= B and R + T <= D.
     fn check(&self, demand: &Demand, bound: Bound) -> Result<(), Binding> {
-        let (core, tolerance, terms) = (self.core, self.capacity.tolerance, &demand.terms);
+        let (core, tolerance, terms) = (self.core, self.node.capacity.tolerance, &demand.terms);
         let function = || demand.function.clone();
         if terms.start_within < bound.start + tolerance {
             let promised = terms.start_within;
