@@ -9,11 +9,13 @@ use super::support::{Node, find, needs};
 
 #[test]
 fn the_aws_cli_works_unmodified() {
-    let Some(aws) = needs("TAKT_TEST_AWS", "the AWS CLI") else { return };
+    let Some(versions) = needs("TAKT_TEST_AWS", "the AWS CLI") else { return };
     let home = TempDir::new().unwrap();
     let node = Node::start(&home.path().join("node"), &[]);
-    let mut story = Command::new("bash");
-    run_client(&node, story.arg(client_file("aws_cli_story.sh")).env("AWS", aws).current_dir(home.path()));
+    for aws in std::env::split_paths(&versions) {
+        let mut story = Command::new("bash");
+        run_client(&node, story.arg(client_file("aws_cli_story.sh")).env("AWS", aws).current_dir(home.path()));
+    }
     node.stop();
 }
 

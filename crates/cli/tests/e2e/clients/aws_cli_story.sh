@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # What users of the AWS CLI do with a node. Any command that fails, or says something else, ends it.
 set -euo pipefail
-aws() { "$AWS" "$@"; }
+endpoint=()
+case $("$AWS" --version) in # version 2 reads the variable from 2.13 on
+aws-cli/2.[0-9].* | aws-cli/2.1[0-2].*) endpoint=(--endpoint-url "$AWS_ENDPOINT_URL_LAMBDA") ;;
+esac
+aws() { "$AWS" "${endpoint[@]}" "$@"; }
 
 says() {
     local expected=$1
