@@ -12,6 +12,7 @@ use clap::{Parser, ValueEnum};
 
 mod arrivals;
 mod clock;
+mod first;
 mod footprint;
 mod handlers;
 mod isolation;

@@ -1,5 +1,6 @@
 //! What is compared: a node of its own in a folder of its own, and plain servers.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -73,10 +74,15 @@ pub(crate) struct Node {
 impl Node {
     /// Starts one and waits until it serves.
     pub(crate) fn start(programs: &Programs) -> Result<Self> {
+        Self::start_with(programs, &[])
+    }
+
+    /// The same, with more of `takt serve`'s arguments.
+    pub(crate) fn start_with(programs: &Programs, arguments: &[&OsStr]) -> Result<Self> {
         let data = tempfile::Builder::new().prefix("takt-bench-").tempdir()?;
         fs::set_permissions(data.path(), fs::Permissions::from_mode(0o755))?;
         let mut command = Command::new(&programs.takt);
-        command.args(["serve", "--json", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data.path());
+        command.args(["serve", "--json", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data.path()).args(arguments);
         let mut process = command.stdout(Stdio::piped()).spawn().context("cannot start a node")?;
         let ready: Value = serde_json::from_str(&first_line(&mut process)?).context("the node did not say that it is ready")?;
         let url = ready["url"].as_str().context("the node did not say where it is")?.to_owned();

@@ -9,6 +9,7 @@ use model::Rate;
 use serde_json::{Value, json};
 
 use crate::clock;
+use crate::first;
 use crate::handlers::Language;
 use crate::result::{Depth, Found, Spread, millis, ratio};
 use crate::site::{Node, Programs};
@@ -19,6 +20,8 @@ const RATE: u64 = 50;
 const BURST: u64 = 5;
 /// Starts of the reserve's story.
 const STARTS: u64 = 10_000;
+/// First answers and changes that are waited for, at most.
+const FIRSTS: usize = 10;
 
 /// Starts every runtime many times, and counts waits with W and W - 1.
 pub(crate) fn run(programs: &Programs, depth: Depth) -> Result<Found> {
@@ -50,6 +53,8 @@ pub(crate) fn run(programs: &Programs, depth: Depth) -> Result<Found> {
         );
     }
     let (note, reserve) = reserve(slowest)?;
+    let (mut notes, first) = first::run(programs, times.min(FIRSTS))?;
+    notes.push(note);
     Ok(Found {
         name: "start",
         about: "First calls of functions just deployed, all protections on, in ms (p50 / p99 / max; parts as medians): the instance's start \
@@ -58,8 +63,8 @@ pub(crate) fn run(programs: &Programs, depth: Depth) -> Result<Found> {
             .to_owned(),
         headings: vec!["runtime", "starts", "cold call", "start", "warm call", "rest", "bare process", "vs bare"],
         rows,
-        notes: vec![note],
-        data: json!({ "ready": node.ready, "starts": data, "reserve": reserve }),
+        notes,
+        data: json!({ "ready": node.ready, "starts": data, "first": first, "reserve": reserve }),
     })
 }
 
