@@ -17,6 +17,7 @@ mod footprint;
 mod handlers;
 mod isolation;
 mod load;
+mod lost;
 mod overhead;
 mod pacing;
 mod result;

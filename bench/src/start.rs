@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::clock;
 use crate::first;
 use crate::handlers::Language;
+use crate::lost;
 use crate::result::{Depth, Found, Spread, millis, ratio};
 use crate::site::{Node, Programs};
 
@@ -54,7 +55,8 @@ pub(crate) fn run(programs: &Programs, depth: Depth) -> Result<Found> {
     }
     let (note, reserve) = reserve(slowest)?;
     let (mut notes, first) = first::run(programs, times.min(FIRSTS))?;
-    notes.push(note);
+    let (lost, successors) = lost::run(programs, times.min(FIRSTS))?;
+    notes.extend([lost, note]);
     Ok(Found {
         name: "start",
         about: "First calls of functions just deployed, all protections on, in ms (p50 / p99 / max; parts as medians): the instance's start \
@@ -64,7 +66,7 @@ pub(crate) fn run(programs: &Programs, depth: Depth) -> Result<Found> {
         headings: vec!["runtime", "starts", "cold call", "start", "warm call", "rest", "bare process", "vs bare"],
         rows,
         notes,
-        data: json!({ "ready": node.ready, "starts": data, "first": first, "reserve": reserve }),
+        data: json!({ "ready": node.ready, "starts": data, "first": first, "successors": successors, "reserve": reserve }),
     })
 }
 

@@ -1,0 +1,144 @@
+//! How long a function is without its instance when that dies: alone, and beside processes that want every core.
+
+use std::fs;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::clock;
+use crate::handlers::Language;
+use crate::result::{Spread, millis, ratio};
+use crate::site::{Node, Programs};
+
+/// Processes that loop, each in a session of its own.
+const BUSY: usize = 32;
+/// Between two invocations: a function of 2/s has a slot then, so that each is guaranteed.
+const PAUSE: Duration = Duration::from_millis(550);
+/// From a death to the next invocation; the node notices meanwhile.
+const NOTICE: Duration = Duration::from_millis(3);
+/// Invocations without a guarantee after a death, at most.
+const ASKS: usize = 10;
+/// Deaths for every one that is counted, at most.
+const TRIES: usize = 3;
+const EVENT: &str = "{\"burn_us\":0}";
+
+/// Lets the only instance of a function die so often, alone and in the crowd, with a guarantee and without.
+pub(crate) fn run(programs: &Programs, times: usize) -> Result<(String, Value)> {
+    let node = Node::start(programs)?;
+    for language in Language::ALL {
+        let zip = language.package(programs)?;
+        // One instance is enough at this rate, so whoever comes next waits for its successor.
+        let terms = "[guarantee]\nrate = \"2/s\"\nmax_run_time = \"20ms\"\nstart_within = \"10s\"\n";
+        node.deploy(&format!("{}{terms}", language.toml(&promised(language))), &zip)?;
+        node.deploy(&language.toml(&free(language)), &zip)?;
+    }
+    let measure = |name: fn(Language) -> String, asks: usize| -> Result<Vec<Spread>> {
+        Language::ALL.into_iter().map(|language| successors(&node, &name(language), asks, times)).collect()
+    };
+    // Asked again at once, a guaranteed function would have no slot.
+    let both = || Ok::<_, anyhow::Error>((measure(promised, 1)?, measure(free, ASKS)?));
+    let (alone, free_alone) = both()?;
+    let crowd = Crowd::start()?;
+    let (beside, free_beside) = both()?;
+    drop(crowd);
+    let (mut parts, mut data) = (Vec::new(), Vec::new());
+    for (index, language) in Language::ALL.into_iter().enumerate() {
+        let (alone, beside, free_alone, free_beside) = (alone[index], beside[index], free_alone[index], free_beside[index]);
+        parts.push(format!(
+            "{} {} alone, {} beside ({}); without a guarantee {} and {} ({})",
+            language.runtime(),
+            millis(alone.p50_us),
+            millis(beside.p50_us),
+            ratio(beside.p50_us, alone.p50_us),
+            millis(free_alone.p50_us),
+            millis(free_beside.p50_us),
+            ratio(free_beside.p50_us, free_alone.p50_us),
+        ));
+        data.push(json!({
+            "runtime": language.runtime(),
+            "alone": alone, "beside": beside, "free_alone": free_alone, "free_beside": free_beside,
+        }));
+    }
+    let note = format!(
+        "From the death of a function's only instance to the next answer, in ms, medians of {times}, alone and beside {BUSY} busy \
+         processes: {}.",
+        parts.join("; ")
+    );
+    Ok((note, json!({ "busy": BUSY, "functions": data })))
+}
+
+fn promised(language: Language) -> String {
+    format!("{}-promised", language.runtime())
+}
+
+fn free(language: Language) -> String {
+    format!("{}-free", language.runtime())
+}
+
+fn successors(node: &Node, name: &str, asks: usize, times: usize) -> Result<Spread> {
+    let mut all = Vec::with_capacity(times);
+    for _ in 0..TRIES * times {
+        clock::pause(PAUSE);
+        node.invoke(name, EVENT)?;
+        clock::pause(PAUSE);
+        let begin = clock::monotonic_ns();
+        kill(name)?;
+        clock::pause(NOTICE);
+        // Whoever came before the node knew of the death was with the dead instance, and shows nothing.
+        if (0..asks).any(|_| node.invoke(name, EVENT).is_ok()) {
+            all.push(clock::monotonic_ns() - begin);
+        }
+        if all.len() == times {
+            return Ok(Spread::of(all));
+        }
+    }
+    bail!("of {} deaths of `{name}` only {} were noticed before the next invocation", TRIES * times, all.len())
+}
+
+/// Kills the instance of a function as its environment tells it.
+fn kill(name: &str) -> Result<()> {
+    let wanted = format!("AWS_LAMBDA_FUNCTION_NAME={name}");
+    let mut killed = 0_u32;
+    for entry in fs::read_dir("/proc").context("cannot list processes")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
+        // A process that ends meanwhile, or that is none of ours to read, is no instance of it.
+        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
+        if environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()) {
+            kill_process(pid, Signal::KILL).with_context(|| format!("cannot kill the instance of `{name}`"))?;
+            killed += 1;
+        }
+    }
+    if killed == 0 {
+        bail!("`{name}` has no instance that could be killed (reading the environment of instances needs root)");
+    }
+    Ok(())
+}
+
+/// Processes that loop until it is dropped.
+struct Crowd(Vec<Child>);
+
+impl Crowd {
+    fn start() -> Result<Self> {
+        let busy =
+            |_| Command::new("setsid").args(["sh", "-c", "while :; do :; done"]).spawn().context("cannot start a busy process");
+        let mut crowd = Self(Vec::with_capacity(BUSY));
+        for number in 0..BUSY {
+            crowd.0.push(busy(number)?);
+        }
+        Ok(crowd)
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for busy in &mut self.0 {
+            // It holds nothing.
+            let _ = busy.kill();
+            let _ = busy.wait();
+        }
+    }
+}
