@@ -31,9 +31,9 @@ use crate::control::{self, Clock, Evidence, Gate};
 use crate::front::Front;
 use crate::handle::{COMMANDS_MAX, Handle};
 use crate::keyring::{Keyring, Rotations};
-use crate::lane::links::{HAND_OVERS_MAX, Links, ORDERS_MAX, Order};
+use crate::lane::links::{HAND_OVERS_MAX, Links, ORDERS_MAX, Order, RESULTS_MAX};
 use crate::lane::message::{Command, Moved, News, Traffic};
-use crate::lane::{self, Inbox, Machine, Start, ThreadPlacement};
+use crate::lane::{self, Inbox, Machine, Rendering, Start, ThreadPlacement};
 use crate::lanes::Lane;
 use crate::logs::{self, Appender};
 use crate::management::{self, DataSource, EvidenceHealth, Host, Report, Usage};
@@ -77,6 +77,7 @@ struct Queues {
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     traffic: (mpsc::Sender<Traffic>, mpsc::Receiver<Traffic>),
+    results: (mpsc::Sender<Box<Rendering>>, mpsc::Receiver<Box<Rendering>>),
     orders: mpsc::Sender<Order>,
 }
 
@@ -88,11 +89,20 @@ impl Queues {
             commands: mpsc::channel(COMMANDS_MAX),
             news: mpsc::channel(NEWS_MAX),
             traffic: mpsc::channel(HAND_OVERS_MAX as usize),
+            results: mpsc::channel(RESULTS_MAX),
             orders,
         };
         (queues, for_starter)
     }
+
+    /// For the other lane.
+    fn entrance(&self) -> ToOther {
+        (self.traffic.0.clone(), self.results.0.clone())
+    }
 }
+
+/// What one lane hands to the other.
+type ToOther = (mpsc::Sender<Traffic>, mpsc::Sender<Box<Rendering>>);
 
 /// What several threads share of a running node.
 struct Common {
@@ -121,8 +131,7 @@ impl Node {
         let mut missing: BTreeSet<String> = missing.into_iter().collect();
         let handle = Arc::new(Handle::new(guaranteed.commands.0.clone(), best_effort.commands.0.clone()));
         let gap_news = guaranteed.news.0.clone();
-        let to_lanes = [guaranteed.traffic.0.clone(), best_effort.traffic.0.clone()];
-        let [to_guaranteed, to_best_effort] = to_lanes;
+        let (to_guaranteed, to_best_effort) = (guaranteed.entrance(), best_effort.entrance());
         let starter = common.starter_ends(guaranteed_orders, &guaranteed);
         let (wide, costs) = self.start_starter(&mut threads, Lane::Guaranteed, starter, &common)?;
         let starter = common.starter_ends(best_effort_orders, &best_effort);
@@ -257,12 +266,13 @@ impl Node {
         &self,
         threads: &mut Threads,
         (which, queues): (Lane, Queues),
-        other_lane: mpsc::Sender<Traffic>,
+        (other_lane, results): ToOther,
         (common, sink): (&Common, Option<lane::links::RecordSink>),
     ) -> Result<(), Error> {
         let links = Links {
             orders: queues.orders,
             other_lane,
+            results,
             management: common.management.clone(),
             scribe: common.scribe.clone(),
             // Best effort leaves no evidence: nothing was promised.
@@ -270,7 +280,8 @@ impl Node {
             seen_ns: Arc::clone(&common.seen_ns),
             pulses: Arc::clone(&common.pulses),
         };
-        let inbox = Inbox { commands: queues.commands.1, news: queues.news.1, traffic: queues.traffic.1 };
+        let inbox =
+            Inbox { commands: queues.commands.1, news: queues.news.1, traffic: queues.traffic.1, results: queues.results.1 };
         let placement = match (which, self.classes) {
             (Lane::Guaranteed, Classes::RealTime) => Some(ThreadPlacement { core: self.cores[0] }),
             (Lane::Guaranteed, Classes::Ordinary) | (Lane::BestEffort, _) => None,

@@ -188,6 +188,7 @@ pub(crate) fn the_lane(
     let links = Links {
         orders,
         other_lane: mpsc::channel(1).0,
+        results: mpsc::channel(1).0,
         management: mpsc::channel(1).0,
         scribe: mpsc::channel(1).0,
         records,
@@ -198,7 +199,7 @@ pub(crate) fn the_lane(
         lane: Lane::Guaranteed,
         machine: reserved::Engine::new(reserved::Options::default()),
         links,
-        inbox: Inbox { commands: commands_in, news: news_in, traffic: mpsc::channel(1).1 },
+        inbox: Inbox { commands: commands_in, news: news_in, traffic: mpsc::channel(1).1, results: mpsc::channel(1).1 },
         front,
         rng: ChaCha12Rng::seed_from_u64(7),
         placement,

@@ -67,10 +67,10 @@ fn name(key: u64) -> String {
 }
 
 /// Stands for every instance's process.
-struct Stand(Child);
+pub(super) struct Stand(pub(super) Child);
 
 impl Stand {
-    fn running(&self) -> Arc<Running> {
+    pub(super) fn running(&self) -> Arc<Running> {
         let program = Pid::from_child(&self.0);
         let open = || Pidfd::open(program).unwrap();
         Arc::new(Running::new(Handle::new(open(), open()), program, CpuMeter::of(program), None))

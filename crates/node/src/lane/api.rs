@@ -22,7 +22,7 @@ use super::core::Core;
 use super::instance::{CONNECTIONS_MAX, Held};
 use super::links::Order;
 use super::machine::Machine;
-use super::paced::Paced;
+use super::paced::{Paced, Shared};
 use crate::instance::{Running, ended_as};
 use crate::invocation::Ending;
 use crate::lambda::invoke;
@@ -80,8 +80,9 @@ pub(super) async fn serve<M: Machine>(
 }
 
 async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream: TcpStream) {
+    let stream = Shared::new(stream);
+    let Some(id) = lane.with(|core| core.connected(instance, stream.clone())) else { return };
     let mut connection = Connection::new(Paced::new(stream, lane.for_instances.clone()));
-    let Some(id) = lane.with(|core| core.connected(instance)) else { return };
     while let Some(parts) = connection.read_head(&LIMITS).await.ok().flatten() {
         connection.stream().next_request();
         if lane.with(|core| core.asks(instance)).is_err() {
@@ -155,8 +156,8 @@ pub(super) enum Answer {
 }
 
 impl<M: Machine> Core<M> {
-    pub(super) fn connected(&mut self, instance: InstanceId) -> Option<ConnectionId> {
-        self.instances.get_mut(&instance).map(super::instance::Instance::connected)
+    pub(super) fn connected(&mut self, instance: InstanceId, stream: Shared) -> Option<ConnectionId> {
+        self.instances.get_mut(&instance).map(|known| known.connected(stream))
     }
 
     pub(super) fn disconnected(&mut self, instance: InstanceId, connection: ConnectionId) {

@@ -372,7 +372,10 @@ impl<M: Machine> Client<M> {
         let response = match outcome.ending {
             Ending::Ran(ran) => match wants.render {
                 Render::AsInvoke => answer.response(ran),
-                Render::AsUrl => self.as_url(&answer, ran).await,
+                Render::AsUrl => match self.as_url(&answer, ran).await {
+                    Some(response) => response,
+                    None => return Turn::Close,
+                },
             },
             Ending::Refused(refusal) => {
                 let error = invoke::refusal(refusal, &route.image.spec.name, &self.lane.front.home, clock::now());
@@ -385,18 +388,31 @@ impl<M: Machine> Client<M> {
     }
 
     /// The answer to a request by URL. A result may be an answer itself, of megabytes: reading that takes milliseconds, which
-    /// the best-effort lane has and the guaranteed lane has not.
-    async fn as_url(&self, answer: &Answer<'_>, outcome: invoke::Outcome) -> Response<Bytes> {
+    /// the best-effort lane has and the guaranteed lane has not. Where that lane has too many, the result waits for its turn.
+    /// `None` when the client went away.
+    async fn as_url(&mut self, answer: &Answer<'_>, outcome: invoke::Outcome) -> Option<Response<Bytes>> {
         let large = matches!(&outcome, invoke::Outcome::Succeeded(payload) if LARGE_BYTES < payload.len());
         if self.lane.lane() == lanes::Lane::BestEffort || !large {
-            return url::response(answer, outcome);
+            return Some(url::response(answer, outcome));
         }
         let (done, made) = oneshot::channel();
         let rendering = Rendering { id: answer.id, trace: answer.trace.to_owned(), timing: answer.timing, outcome, done };
-        let sent = self.lane.core.borrow().links.other_lane.try_send(Traffic::Render(Box::new(rendering)));
-        match sent {
-            Ok(()) => made.await.unwrap_or_else(|_| busy()),
-            Err(_) => busy(),
+        let rendering = Box::new(rendering);
+        let (results, other_lane) = {
+            let links = &self.lane.core.borrow().links;
+            (links.results.clone(), links.other_lane.clone())
+        };
+        let handed_over = async {
+            match answer.timing.class {
+                Class::Guaranteed => results.send(rendering).await.ok()?,
+                Class::BestEffort => other_lane.send(Traffic::Render(rendering)).await.ok()?,
+            }
+            made.await.ok()
+        };
+        tokio::select! {
+            biased;
+            response = timeout(WRITE_WITHIN, handed_over) => Some(response.ok().flatten().unwrap_or_else(busy)),
+            () = self.connection.closed() => None,
         }
     }
 

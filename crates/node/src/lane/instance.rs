@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::idle::Rest;
 use super::links::Wanted;
+use super::paced::Shared;
 use super::ration::Ration;
 use super::sampling::Sampling;
 use crate::instance::Running;
@@ -40,6 +41,8 @@ pub(super) struct Instance {
     wanted: Option<Arc<Wanted>>,
     held: BTreeMap<ConnectionId, oneshot::Sender<Held>>,
     connections: u64,
+    /// Those that are open.
+    open: BTreeMap<ConnectionId, Shared>,
     /// Since when it starts, until it first asks for an invocation.
     born: Option<Time>,
     /// How long its start took, until an invocation carries it away.
@@ -89,6 +92,7 @@ impl Instance {
             wanted: None,
             held: BTreeMap::new(),
             connections: 0,
+            open: BTreeMap::new(),
             born: Some(now),
             start: None,
             began: Some(now),
@@ -187,13 +191,21 @@ impl Instance {
         waited
     }
 
-    pub(super) fn connected(&mut self) -> ConnectionId {
+    pub(super) fn connected(&mut self, stream: Shared) -> ConnectionId {
         self.connections += 1;
-        ConnectionId(self.connections)
+        let connection = ConnectionId(self.connections);
+        self.open.insert(connection, stream);
+        connection
+    }
+
+    /// Whether something of it lies unread in one of its sockets. A system call for each: not asked but where much depends on it.
+    pub(super) fn has_unread(&self) -> bool {
+        self.open.values().any(Shared::has_unread)
     }
 
     pub(super) fn disconnected(&mut self, connection: ConnectionId) {
         self.held.remove(&connection);
+        self.open.remove(&connection);
         self.session.closed(connection);
     }
 

@@ -8,6 +8,7 @@ use journal::record;
 use model::{FunctionName, InstanceId, InvocationId, Time};
 use tokio::sync::{mpsc, oneshot};
 
+use super::client::Rendering;
 use super::message::{Moved, Traffic};
 use crate::instance::Running;
 use crate::invocation::Waiting;
@@ -17,6 +18,9 @@ use crate::scribe;
 
 /// Invocations and connections that may be on their way from one lane to the other.
 pub(crate) const HAND_OVERS_MAX: u32 = 4_096;
+/// Large results of guaranteed invocations that may lie in the queue of those who are to make answers of them: one more waits with
+/// its client's connection.
+pub(crate) const RESULTS_MAX: usize = 64;
 /// Orders that may wait for the starter: several for every instance there can be, since one whose class cannot be changed
 /// must be killed.
 pub(crate) const ORDERS_MAX: usize = 8_192;
@@ -51,6 +55,8 @@ pub(crate) type RecordSink = Box<dyn FnMut(record::Record) + Send>;
 pub(crate) struct Links {
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) other_lane: mpsc::Sender<Traffic>,
+    /// To the other lane as well: results of guaranteed invocations alone, so that nothing else takes their room.
+    pub(crate) results: mpsc::Sender<Box<Rendering>>,
     pub(crate) management: mpsc::Sender<Moved>,
     pub(crate) scribe: mpsc::Sender<scribe::Order>,
     pub(crate) records: RecordSink,

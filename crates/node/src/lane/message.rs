@@ -112,7 +112,7 @@ pub(crate) enum Traffic {
     Forwarded(Box<Waiting>),
     /// The client of a demoted or forwarded invocation went away.
     Abandoned(InvocationId),
-    /// An answer to make for a client of the guaranteed lane.
+    /// An answer to make for a client of the guaranteed lane, whose invocation ran as best effort.
     Render(Box<Rendering>),
 }
 

@@ -21,6 +21,8 @@ pub(crate) mod watch;
 #[cfg(test)]
 mod allocations;
 #[cfg(test)]
+mod at_work;
+#[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;
@@ -40,7 +42,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinSet, LocalSet};
 
 use self::client::Manners;
-pub(crate) use self::client::close_busy;
+pub(crate) use self::client::{Rendering, close_busy};
 use self::core::Core;
 pub(crate) use self::core::EXCESS_AT_ONCE;
 use self::counts::What;
@@ -102,6 +104,7 @@ pub(crate) struct Inbox {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) news: mpsc::Receiver<News>,
     pub(crate) traffic: mpsc::Receiver<Traffic>,
+    pub(crate) results: mpsc::Receiver<Box<Rendering>>,
 }
 
 /// The part of a lane that its tasks share. One thread; no borrow lives across an `.await`.
@@ -243,6 +246,7 @@ async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
                 lane.with(|core| core.wake(clock::now()));
             }
             Some(news) = inbox.news.recv() => news_of(&lane, news),
+            Some(rendering) = inbox.results.recv() => rendering.make(),
             () = join(&lane) => {}
             accepted = accept(listener.as_ref(), &mut accepts) => match accepted {
                 Ok(moved) => {

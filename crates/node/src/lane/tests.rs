@@ -55,6 +55,7 @@ impl Machine for Fake {
 pub(super) struct Outside {
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) other_lane: mpsc::Receiver<Traffic>,
+    pub(super) results: mpsc::Receiver<Box<Rendering>>,
     pub(super) management: mpsc::Receiver<Moved>,
     pub(super) scribe: mpsc::Receiver<scribe::Order>,
 }
@@ -86,13 +87,21 @@ pub(super) fn lane_with(
 ) -> (Rc<Lane<Fake>>, Outside) {
     let (orders, orders_out) = mpsc::channel(queue);
     let (other_lane, other_lane_out) = mpsc::channel(queue);
+    let (results, results_out) = mpsc::channel(queue);
     let (management, management_out) = mpsc::channel(queue);
     let (scribe, scribe_out) = mpsc::channel(64);
     let pulses = Arc::new(crate::probe::Pulses::new(0));
-    let links = Links { orders, other_lane, management, scribe, records: Box::new(drop), seen_ns: Arc::default(), pulses };
+    let records = Box::new(drop);
+    let links = Links { orders, other_lane, results, management, scribe, records, seen_ns: Arc::default(), pulses };
     let machine = Fake { rule: Box::new(rule) };
     let lane = Rc::new(Lane::new(machine, which, links, (front(), ChaCha12Rng::seed_from_u64(7))).unwrap());
-    let outside = Outside { orders: orders_out, other_lane: other_lane_out, management: management_out, scribe: scribe_out };
+    let outside = Outside {
+        orders: orders_out,
+        other_lane: other_lane_out,
+        results: results_out,
+        management: management_out,
+        scribe: scribe_out,
+    };
     (lane, outside)
 }
 

@@ -14,8 +14,15 @@ use super::core::Core;
 use super::machine::Machine;
 use crate::budget::Budget;
 
-/// The shortest rest after which an invocation is looked at again: the sampling overshoot that admission adds to a budget.
+/// By how much an invocation may exceed its CPU budget at most before it is stopped, for which admission has a term: the shortest
+/// rest between two looks, and the pauses in which what it sent is read.
 pub(crate) const SAMPLING: Duration = Duration::from_micros(200);
+/// The shortest rest after which an invocation is looked at again.
+const REST: Duration = Duration::from_micros(155);
+/// What an invocation has sent is read before it is stopped: it may be the result, in time. Its connection is served within one or two
+/// turns of the lane, and each of these pauses is one at least. Whoever keeps sending gains no more.
+const UNREAD_PAUSE: Duration = Duration::from_micros(15);
+const UNREAD_PAUSES: u8 = 3;
 
 /// When to look again at one that waits for its core. Its admitted response bound ends it whatever the looks say.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -44,6 +51,8 @@ struct Watch {
     resting: bool,
     /// This look has its turn to see what the threads do.
     booked: bool,
+    /// Pauses there were already because something of it lay unread.
+    pauses: u8,
 }
 
 /// What an invocation used until it was looked at.
@@ -74,7 +83,7 @@ impl Watch {
     fn judge(&self, now: Time, used: Used, wants_its_core: impl FnOnce() -> bool) -> Verdict {
         let (cpu_left, rest) = self.left(now, used);
         if !rest.is_zero() {
-            return Verdict::Look { at: now + rest.max(SAMPLING), resting: false };
+            return Verdict::Look { at: now + rest.max(REST), resting: false };
         }
         if cpu_left.is_zero() {
             return Verdict::Overran;
@@ -86,7 +95,7 @@ impl Watch {
         }
         // Where this thread does not outrank the instance, it may have waited and run between the two looks at it, and its
         // answer may lie unread. The next look counts that wait, and until then its answer is read.
-        if self.resting { Verdict::Overran } else { Verdict::Look { at: now + SAMPLING, resting: true } }
+        if self.resting { Verdict::Overran } else { Verdict::Look { at: now + REST, resting: true } }
     }
 }
 
@@ -108,7 +117,7 @@ impl Watches {
     /// Whether a look has to wait for its turn to see what the threads do, and until when.
     fn waits_for_turn(&mut self, now: Time, watch: &Watch, used: Used) -> Option<Time> {
         let (cpu_left, rest) = watch.left(now, used);
-        if watch.booked || !rest.is_zero() || cpu_left.is_zero() {
+        if watch.booked || 0 < watch.pauses || !rest.is_zero() || cpu_left.is_zero() {
             return None;
         }
         Some(self.states.book(now)).filter(|from| now < *from)
@@ -162,6 +171,7 @@ impl<M: Machine> Core<M> {
             cpu_budget,
             resting: false,
             booked: false,
+            pauses: 0,
         };
         self.watches.set(id, watch);
     }
@@ -183,10 +193,18 @@ impl<M: Machine> Core<M> {
         if let Some(at) = self.watches.waits_for_turn(now, &watch, used) {
             return self.watches.set(id, Watch { at, booked: true, ..watch });
         }
-        match watch.judge(now, used, || running.wants_its_core()) {
+        // After a pause this is decided but for what was read meanwhile.
+        match watch.judge(now, used, || watch.pauses == 0 && running.wants_its_core()) {
+            Verdict::Overran if watch.pauses < UNREAD_PAUSES && self.has_unread(watch.instance) => {
+                self.watches.set(id, Watch { at: now + UNREAD_PAUSE, pauses: watch.pauses + 1, ..watch });
+            }
             Verdict::Overran => self.event_at(now, Event::Overran { id, cpu: used.cpu }),
             Verdict::Look { at, resting } => self.watches.set(id, Watch { at, resting, booked: false, ..watch }),
         }
+    }
+
+    fn has_unread(&self, instance: InstanceId) -> bool {
+        self.instances.get(&instance).is_some_and(super::instance::Instance::has_unread)
     }
 
     fn stolen_on(&self, core: Option<u16>) -> Duration {
@@ -216,6 +234,7 @@ mod tests {
             cpu_budget: ms(10),
             resting: false,
             booked: false,
+            pauses: 0,
         }
     }
 
@@ -240,14 +259,14 @@ mod tests {
     fn a_wait_that_the_kernel_counts_after_the_look_ends_nobody() {
         let now = Time::ZERO + ms(40);
         // It waited 39 ms, ran and answered after its wait was read and before its state was.
-        assert_eq!(watch().judge(now, used(0, 0), || false), look_at_rest(ms(40) + SAMPLING));
+        assert_eq!(watch().judge(now, used(0, 0), || false), look_at_rest(ms(40) + REST));
         assert_eq!(at_rest().judge(now, used(0, 39), || false), look(ms(50)));
     }
 
     #[test]
     fn what_sleeps_beyond_its_time_has_overrun_at_the_second_look() {
         let now = Time::ZERO + ms(20);
-        assert_eq!(watch().judge(now, used(0, 0), || false), look_at_rest(ms(20) + SAMPLING));
+        assert_eq!(watch().judge(now, used(0, 0), || false), look_at_rest(ms(20) + REST));
         assert_eq!(at_rest().judge(now, used(0, 0), || false), Verdict::Overran);
     }
 

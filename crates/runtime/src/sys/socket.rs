@@ -16,6 +16,12 @@ pub const FDS_MAX: usize = 16;
 /// Bytes in one message at most; below the kernel's default socket buffer, so that one message always fits.
 pub const BYTES_MAX: usize = 128 << 10;
 
+/// Whether bytes or the end of the stream lie unread in a socket. Looks at them and leaves them there; never waits.
+pub fn has_unread(socket: impl AsFd) -> bool {
+    // The only other failure is that of a broken connection, where reading has something to tell too.
+    !matches!(rustix::net::recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
+}
+
 /// One end of a connection that keeps message boundaries.
 #[derive(Debug)]
 pub struct Packets {
