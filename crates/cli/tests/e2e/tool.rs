@@ -133,12 +133,15 @@ fn logs_a_load_and_a_look_at_the_node() {
     let seen = node.get("/v1/node");
     assert_eq!((&seen["functions"], &seen["guarantees"], &seen["admission_stopped"]), (&json!(1), &json!(1), &json!(null)));
     wait_until("the node to have looked at its evidence", || node.get("/v1/node")["evidence"]["bytes"] != 0);
-    let metrics = node.request("GET", "/metrics", &[], b"").text();
-    assert!(metrics.contains("takt_invocations_total{function=\"loud\""), "{metrics}");
-    let count = |line: &str| metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse::<u64>().ok()).unwrap();
-    assert!(30 <= count("takt_requests_total{lane=\"guaranteed\"}"), "{metrics}");
+    let metrics = || node.request("GET", "/metrics", &[], b"").text();
+    assert!(metrics().contains("takt_invocations_total{function=\"loud\""), "{}", metrics());
+    let count = |metrics: &str, line: &str| {
+        metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse::<u64>().ok()).unwrap()
+    };
+    wait_until("the node to have looked at its lanes", || 30 <= count(&metrics(), "takt_requests_total{lane=\"guaranteed\"}"));
+    let metrics = metrics();
     let [accepted, managed] = ["accepted", "moved-management"]
-        .map(|what| count(&format!("takt_connections_total{{lane=\"guaranteed\",what=\"{what}\"}}")));
+        .map(|what| count(&metrics, &format!("takt_connections_total{{lane=\"guaranteed\",what=\"{what}\"}}")));
     assert!(0 < managed && managed < accepted, "{metrics}");
     node.stop();
 }

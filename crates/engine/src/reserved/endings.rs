@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use model::{Cause, End, InstanceId, InvocationId, OnOverrun, Time};
+use model::{Cause, End, InstanceId, InvocationId, Level, OnOverrun, Time};
 
 use super::fleet::State;
-use super::promise::{Facts, Missing};
+use super::promise::{Facts, Missing, Promise};
 use super::{Engine, Invocation, Timer, Unproven};
 use crate::port::{Action, Placement, Refusal};
 use crate::verdict::{Bounds, started};
 
 impl Engine {
     pub(super) fn deliver(&mut self, id: InvocationId, mut facts: Facts, instance: InstanceId, actions: &mut Vec<Action>) {
-        let allowance = self.promises[&facts.promise].allowance(facts.due(), self.now);
+        let allowance = self.promises[&facts.promise].allowance(facts.due(), self.now, self.options.soft_patience);
         let known = self.instances.get_mut(&instance).expect("invariant: an idle or held instance is known");
         known.state = State::Busy { invocation: id };
         facts.core = known.core;
@@ -98,14 +98,17 @@ impl Engine {
         self.gaps.note(core, from, until);
     }
 
-    /// It is at its bound: it is stopped, and its client told so.
+    /// It is at its bound: it is stopped, and its client told so. At level soft the response bound says nothing of what it used
+    /// itself: that it overran is the watch's to say.
     pub(super) fn stop(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
+        if let Some(Invocation::Running { facts, .. }) = self.invocations.get_mut(&id) {
+            facts.overran |= self.promises[&facts.promise].level == Level::Hard;
+        }
         self.stop_as(id, End::Overran, actions);
     }
 
     fn stop_as(&mut self, id: InvocationId, end: End, actions: &mut Vec<Action>) {
-        let Some((mut facts, instance)) = self.leave_instance(id) else { return };
-        facts.overran |= end == End::Overran;
+        let Some((facts, instance)) = self.leave_instance(id) else { return };
         actions.push(Action::Fail { id, end });
         self.lose(instance, facts.delivered);
         self.died(instance);
@@ -176,7 +179,7 @@ impl Engine {
         if !late_start && !late_end {
             return self.write(facts.promise, record, actions);
         }
-        let otherwise = if late_start { start_cause(facts, bounds, end) } else { end_cause(facts, end) };
+        let otherwise = if late_start { start_cause(facts, promise, end) } else { end_cause(facts, end) };
         let lost = match facts.waited {
             Some(Missing::Lost { from, until }) if late_start => Some((from, until)),
             Some(Missing::Lost { .. } | Missing::Unstarted | Missing::Never) | None => None,
@@ -215,14 +218,19 @@ impl Engine {
 }
 
 /// Why a start was late, where no probe saw a gap.
-fn start_cause(facts: &Facts, bounds: Bounds, end: End) -> Cause {
-    let limit = facts.due() + bounds.start_within;
+fn start_cause(facts: &Facts, promise: &Promise, end: End) -> Cause {
+    let limit = facts.due() + promise.bounds().start_within;
+    // Without real-time classes every program of the machine may keep the lane, and an instance at work, from their cores.
+    let ours = match promise.level {
+        Level::Hard => Cause::Bug,
+        Level::Soft => Cause::Unknown,
+    };
     match (facts.waited, facts.delivered) {
         (Some(Missing::Lost { .. }), _) => Cause::Function,
         (Some(Missing::Unstarted), _) => Cause::Unknown,
-        (Some(Missing::Never), _) => Cause::Bug,
+        (Some(Missing::Never), _) => ours,
         // The lane itself handed it over too late.
-        (None, Some(delivered)) if limit < delivered => Cause::Bug,
+        (None, Some(delivered)) if limit < delivered => ours,
         // Handed over in time; what happened until the handler was entered, nobody saw.
         (None, _) => match end {
             End::Crashed | End::Cancelled => Cause::Function,
@@ -234,10 +242,9 @@ fn start_cause(facts: &Facts, bounds: Bounds, end: End) -> Cause {
 /// Why an end was late although the start was not, where no probe saw a gap.
 fn end_cause(facts: &Facts, end: End) -> Cause {
     match end {
-        End::Overran => Cause::Overrun,
-        End::Succeeded | End::Failed if facts.overran => Cause::Overrun,
+        End::Overran | End::Succeeded | End::Failed if facts.overran => Cause::Overrun,
         End::Crashed | End::Cancelled => Cause::Function,
-        End::Succeeded | End::Failed | End::Expired | End::Refused | End::Demoted => Cause::Unknown,
+        End::Overran | End::Succeeded | End::Failed | End::Expired | End::Refused | End::Demoted => Cause::Unknown,
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Options {
     pub evidence_wait: Duration,
     /// How long a conforming invocation without a deadline may wait for an instance, after losses of instances.
     pub instance_wait: Duration,
+    /// How long beyond its response bound an invocation may take at level soft, where other programs take its core too.
+    pub soft_patience: Duration,
     /// How long an idle instance beyond the warm reserve is kept.
     pub surplus_idle: Duration,
     /// Invocations that may wait for the slots of one pacer, over all its functions.
@@ -59,6 +61,7 @@ impl Default for Options {
             restart_last: Duration::from_secs(5),
             evidence_wait: Duration::from_millis(20),
             instance_wait: Duration::from_secs(10),
+            soft_patience: Duration::from_secs(10),
             surplus_idle: Duration::from_secs(60),
             queue_limit: 100_000,
         }

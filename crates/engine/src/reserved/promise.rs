@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use journal::record::{Counters, Invocation, StartSeenBy};
-use model::{Class, End, FunctionKey, FunctionName, Guarantee, InstanceId, InvocationId, Time};
+use model::{Class, End, FunctionKey, FunctionName, Guarantee, InstanceId, InvocationId, Level, Time};
 
 use crate::port::{Allowance, Reservation};
 use crate::verdict::{Bounds, count};
@@ -14,6 +14,7 @@ pub(super) struct Promise {
     pub(super) name: FunctionName,
     pub(super) generation: u64,
     pub(super) terms: Guarantee,
+    pub(super) level: Level,
     start_bound: Duration,
     bounds: Bounds,
     /// The number of the next invocation.
@@ -33,6 +34,7 @@ impl Promise {
             name,
             generation,
             terms: reservation.terms.clone(),
+            level: reservation.level,
             start_bound: Duration::ZERO,
             bounds: Bounds { start_within: Duration::ZERO, response: Duration::ZERO, tolerance: Duration::ZERO },
             sequence: 0,
@@ -47,6 +49,7 @@ impl Promise {
     /// The same generation with new analysed bounds.
     pub(super) fn revise(&mut self, reservation: &Reservation) {
         self.terms = reservation.terms.clone();
+        self.level = reservation.level;
         self.start_bound = reservation.start_bound;
         self.bounds = Bounds {
             start_within: reservation.terms.start_within,
@@ -74,9 +77,16 @@ impl Promise {
     /// It is stopped at `due + R + T`, the admitted response bound, which the instances K and the bounds of all others
     /// rest on. Where the platform itself delivered it later than `due + S`, the bound moves by that delay: what was taken
     /// from the invocation before its start is not taken from its run time a second time. Gaps of its core move it too.
-    pub(super) fn allowance(&self, due: Time, delivered: Time) -> Allowance {
+    ///
+    /// At level soft other programs of the machine take the core as well, and no gap shows it. What an invocation itself may
+    /// use is bounded all the same, by the watch over it; this bound is `patience` later.
+    pub(super) fn allowance(&self, due: Time, delivered: Time, patience: Duration) -> Allowance {
         let run = self.bounds.response.saturating_sub(self.start_bound).max(self.terms.max_run_time);
-        let until = (due + self.start_bound).max(delivered) + run + self.bounds.tolerance;
+        let patience = match self.level {
+            Level::Hard => Duration::ZERO,
+            Level::Soft => patience,
+        };
+        let until = (due + self.start_bound).max(delivered) + run + self.bounds.tolerance + patience;
         Allowance { run_time: self.terms.max_run_time, cpu: self.terms.cpu, until }
     }
 

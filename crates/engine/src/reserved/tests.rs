@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::{Burst, Cause, DurationText, End, FunctionKey, OnOverrun, Overflow, Rate, RateClass, Time, Version};
+use model::{Burst, Cause, DurationText, End, FunctionKey, Level, OnOverrun, Overflow, Rate, RateClass, Time, Version};
 
 use super::{Engine, Options};
 use crate::port::{Action, Event, Refusal, Shard};
@@ -130,6 +130,35 @@ fn an_overrun_is_stopped_or_demoted_and_ends_by_its_bound() {
 }
 
 #[test]
+fn at_level_soft_what_other_programs_take_of_its_core_ends_no_invocation() {
+    for (level, ends) in [(Level::Hard, 6), (Level::Soft, 3_000)] {
+        let mut subject = subject(1, per_second(10), 1, 5 * MS);
+        subject.reservation().level = level;
+        // It runs for its 5 ms, and lasts as long as its core lets it.
+        subject.run = Duration::from_secs(3);
+        let mut world = serving(&[&subject]);
+        world.arrive_in(Duration::ZERO, 1, None);
+        world.run_for(Duration::from_secs(4));
+        let record = world.records().next().unwrap();
+        assert_eq!((record.end == End::Overran, record.ended), (level == Level::Hard, record.arrived + ends * MS));
+    }
+}
+
+#[test]
+fn what_lasts_beyond_all_patience_at_level_soft_is_ended_and_nobody_is_blamed() {
+    let mut subject = subject(1, per_second(10), 1, 5 * MS);
+    subject.reservation().level = Level::Soft;
+    subject.terms().deadline = Some(DurationText(100 * MS));
+    subject.run = Duration::from_secs(30);
+    let mut world = serving(&[&subject]);
+    world.arrive_in(Duration::ZERO, 1, None);
+    world.run_for(Duration::from_secs(20));
+    let record = world.records().next().unwrap();
+    assert_eq!((record.end, record.ended), (End::Overran, record.arrived + 10_006 * MS));
+    assert_eq!(causes(&world), [Cause::Unknown]);
+}
+
+#[test]
 fn what_was_taken_from_a_core_or_the_fronts_is_not_taken_from_an_invocations_bound() {
     // Gaps as (core, length), each ending 13 ms after the arrival, and what the invocation on core 1 is stopped after.
     let cases: [(&[(u16, u64)], u32); 5] =
@@ -199,8 +228,12 @@ fn a_redeploy_under_full_load_delays_nothing() {
 
 #[test]
 fn a_late_start_is_steal_only_with_a_gap_on_its_core_or_the_fronts() {
-    for (core, cause) in [(0, Cause::Steal), (1, Cause::Steal), (2, Cause::Bug)] {
+    let (hard, soft) = (Level::Hard, Level::Soft);
+    for (level, core, cause) in
+        [(hard, 0, Cause::Steal), (hard, 1, Cause::Steal), (hard, 2, Cause::Bug), (soft, 2, Cause::Unknown)]
+    {
         let mut subject = subject(1, per_second(10), 1, 5 * MS);
+        subject.reservation().level = level;
         subject.reservation().shards = vec![Shard { core: 1, priority: 9, instances: 1, warm: 0 }];
         let mut world = serving(&[&subject]);
         world.arrive_in(Duration::ZERO, 1, None); // no warm instance: starts COLD late

@@ -156,7 +156,8 @@ impl Launcher {
         Ok((launcher, Standing { users, no_groups, no_cpu_groups, no_real_time }))
     }
 
-    /// Gives the lowest real-time priority to a process placed as a guaranteed instance is. A cpu group may grant none of it.
+    /// Gives the lowest real-time priority to a process placed as a guaranteed instance is, and of a user as one has. A cpu
+    /// group may grant none of it; nor is what a limit grants a user granted to another.
     fn try_real_time(&self) -> Result<(), Failure> {
         let limits = Limits { memory_bytes: PROBE_BYTES, pids: 1, cpu: Cpu::Guaranteed };
         let group = match &self.groups {
@@ -164,17 +165,21 @@ impl Launcher {
             None => None,
         };
         let clone = |error| Failure::new(Step::Clone, "probe", &error);
+        let (settled, settles) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| clone(errno.into()))?;
         match process::clone_into(&self.alone, &[], None).map_err(clone)? {
-            Side::Child => {
-                // Not to be left behind by a launcher killed meanwhile.
-                match rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
-                    Ok(()) => process::wait_for_kill(),
-                    Err(_) => process::exit_now(1),
-                }
-            }
+            Side::Child => match self.be_an_instances_user(&settles) {
+                Ok(()) => process::wait_for_kill(),
+                Err(_) => process::exit_now(1),
+            },
             Side::Parent { child, pidfd } => {
+                drop(settles);
                 let tried =
                     group.as_ref().map_or(Ok(()), |group| group.add(child)).map_err(|error| failed_groups("probe", &error));
+                let tried = tried.and_then(|()| match rustix::io::read(&settled, &mut [0; 1]) {
+                    Ok(1) => Ok(()),
+                    Ok(_) => Err(Failure::new(Step::Start, "probe", &"it could not change its user")),
+                    Err(errno) => Err(Failure::new(Step::Start, "probe", &errno)),
+                });
                 let tried = tried.and_then(|()| {
                     sched::set_thread(child, Class::Fifo { priority: 1 })
                         .map_err(|error| Failure::new(Step::Start, "class", &chain(&error)))
@@ -184,6 +189,20 @@ impl Launcher {
                 tried
             }
         }
+    }
+
+    /// What the process that tries the real-time class does first; it says so by a byte.
+    fn be_an_instances_user(&self, settles: &OwnedFd) -> rustix::io::Result<()> {
+        match self.users {
+            Users::Own => {
+                let user = rustix::process::Uid::from_raw(self.first_user);
+                rustix::thread::set_thread_res_uid(user, user, user)?;
+            }
+            Users::Shared => {}
+        }
+        // Not to be left behind by a launcher killed meanwhile.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        rustix::io::write(settles, b"!").map(drop)
     }
 
     fn run(&mut self) -> io::Result<()> {
