@@ -1,6 +1,6 @@
 //! What runs on idle capacity, shared fairly: between tenants first, between the functions of a tenant then.
 //!
-//! Each tenant, and each function within it, has an account of the run time it was served. The one with the least served
+//! Each tenant, and each function within it, has an account of the time it was served, as its owner charges it. The one with the least served
 //! time goes first; a run is charged with an estimate when it is taken and corrected when its measured time is known. This
 //! is deficit round robin with the rounds taken out: a debt of any size, such as a run of minutes estimated at
 //! milliseconds, is paid by waiting instead of by passing through thousands of empty rounds, and every operation stays
@@ -138,16 +138,31 @@ impl<T> FairQueue<T> {
     /// The function whose turn it is, among those that are wanted and have work.
     #[must_use]
     pub fn first(&self) -> Option<FunctionKey> {
-        let (_, tenant) = self.ready.first()?;
-        self.tenants.get(tenant)?.ready.first().map(|(_, function)| *function)
+        self.turns().next()
+    }
+
+    /// The function whose turn it is of each tenant that has one, in the order of the tenants' turns.
+    pub fn turns(&self) -> impl Iterator<Item = FunctionKey> + '_ {
+        let first = |(_, tenant): &(u64, u64)| self.tenants.get(tenant)?.ready.first().map(|(_, function)| *function);
+        self.ready.iter().filter_map(first)
     }
 
     /// Takes the oldest invocation of the function whose turn it is and charges it with `estimate`.
     pub fn pop(&mut self, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
-        let (tenant_served, tenant) = self.ready.first().copied()?;
+        let (_, tenant) = self.ready.first().copied()?;
+        self.pop_of(tenant, estimate)
+    }
+
+    /// The same for a tenant, whoever's turn it is among the tenants.
+    pub fn pop_for(&mut self, tenant: &Tenant, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
+        let tenant = self.names.get(tenant).copied()?;
+        self.pop_of(tenant, estimate)
+    }
+
+    fn pop_of(&mut self, tenant: u64, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
         let account = self.tenants.get_mut(&tenant)?;
         let (flow_served, function) = account.ready.first().copied()?;
-        self.present = self.present.max(tenant_served);
+        self.present = self.present.max(account.served);
         account.present = account.present.max(flow_served);
         let flow = account.functions.get_mut(&function)?;
         let (_, (id, item)) = flow.queue.pop_first()?;
@@ -399,6 +414,24 @@ mod tests {
         assert_eq!(queue.first(), None);
         queue.want(&tenant(1), FunctionKey(1));
         assert_eq!(queue.first(), Some(FunctionKey(1)));
+    }
+
+    #[test]
+    fn a_tenant_can_be_served_before_its_turn_and_pays_for_it() {
+        let mut queue = backlog(&[(1, 1), (2, 2)], 3);
+        let mut taken = Vec::new();
+        for owner in [2, 2] {
+            let (_, pair, charge) = queue.pop_for(&tenant(owner), MS).unwrap();
+            queue.settle(&charge, MS);
+            taken.push(pair);
+        }
+        assert_eq!(queue.turns().collect::<Vec<_>>(), [FunctionKey(1), FunctionKey(2)]);
+        while let Some((_, pair, charge)) = queue.pop(MS) {
+            queue.settle(&charge, MS);
+            taken.push(pair);
+        }
+        assert_eq!(taken, [(2, 2), (2, 2), (1, 1), (1, 1), (1, 1), (2, 2)]);
+        assert_eq!(queue.pop_for(&tenant(1), MS), None);
     }
 
     #[test]

@@ -121,8 +121,9 @@ pub enum Event {
         id: InvocationId,
         at: Time,
     },
-    /// A sampled run of an invocation that ends now: it took `run`, and for `wanted` of that its instance used a core or waited
-    /// for one. Told before the end, in the best-effort lane only.
+    /// What the runs of an instance up to now took, since it was measured last: `run` in all, and for `wanted` of that it used
+    /// cores or waited for one. Told of the invocation it runs, now and then before the end and while a long run lasts, in the
+    /// best-effort lane only.
     Measured {
         id: InvocationId,
         run: Duration,

@@ -67,6 +67,13 @@ impl Running {
         waited(&text[..read]).unwrap_or_default()
     }
 
+    /// Time its processes used cores, or its program's first thread was ready to run and had none. Where no control group
+    /// accounts for its processes, those of its program alone.
+    pub(crate) fn wanted(&self) -> Duration {
+        let used = self.meter.used().unwrap_or_default();
+        if self.handle.is_some() { used + self.pushed_aside() } else { Duration::ZERO }
+    }
+
     /// Whether a thread of its program runs or is ready to run. Looks at the first of them only: a program may have hundreds,
     /// and whoever asks has no time for that.
     pub(crate) fn wants_its_core(&self) -> bool {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use model::{End, FunctionKey, InstanceId};
 
-use super::width::Width;
+use super::gate::Learned;
 use super::{Engine, Function, Incoming, Instance, PATIENCE, Room, Space, State, Timer};
 use crate::port::{Action, Deployment, Placement, Refusal};
 use crate::restarts::Restarts;
 
-/// What the first run of a function is charged with.
+/// What the first run of a function is taken to last.
 const FIRST_ESTIMATE: Duration = Duration::from_millis(10);
 
 impl Engine {
@@ -32,9 +32,8 @@ impl Engine {
                 idle: BTreeSet::new(),
                 starting: 0,
                 total: 0,
-                running: 0,
-                width: Width::default(),
-                estimate: FIRST_ESTIMATE,
+                learned: Learned::default(),
+                mean_run: FIRST_ESTIMATE,
             };
             self.functions.insert(key, function);
             return actions.push(Action::Serving { function: key, version });
@@ -140,6 +139,8 @@ impl Engine {
         if let Some(function) = self.functions.get_mut(&key) {
             function.starting += 1;
             function.total += 1;
+            let part = function.learned.places();
+            self.enter(id, part);
         }
         actions.push(Action::Start { instance: id, function: key, version, on: Placement::BestEffort });
         space
@@ -150,7 +151,7 @@ impl Engine {
         let id = InstanceId(2 * self.numbers + 1); // odd here, even in the guaranteed lane
         self.used.mib += mib;
         self.used.instances += 1;
-        self.instances.insert(id, Instance { function: key, code, mib, state: State::Starting { since: self.now } });
+        self.instances.insert(id, Instance { function: key, code, mib, state: State::Starting { since: self.now }, place: None });
         self.timers.insert((self.now + self.options.start_limit, Timer::Starting(id)));
         id
     }
@@ -217,6 +218,7 @@ impl Engine {
         instance.state = State::Idle { since: self.now };
         function.idle.insert((self.now, id));
         self.idle.insert((self.now, id));
+        self.leave(id);
         self.arm_idle();
         self.refresh(key);
     }
@@ -234,6 +236,7 @@ impl Engine {
     /// Tells an instance to be killed. Its memory counts until it is gone.
     pub(super) fn kill(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
         self.leave_idle(id);
+        self.leave(id);
         let Some(instance) = self.instances.get_mut(&id) else { return };
         let state = std::mem::replace(&mut instance.state, State::Dying);
         if state == State::Dying {
@@ -262,6 +265,7 @@ impl Engine {
 
     pub(super) fn gone(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
         self.leave_idle(id);
+        self.leave(id);
         let Some(instance) = self.instances.get_mut(&id) else { return };
         let (key, code) = (instance.function, instance.code);
         let state = std::mem::replace(&mut instance.state, State::Dying);

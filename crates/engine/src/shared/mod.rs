@@ -1,17 +1,18 @@
 //! The best-effort lane: functions without a guarantee, and the excess of those with one.
 //!
-//! It is work-conserving and fair: whatever memory and concurrency it is given is used by whoever has work, and who was
-//! served least run time goes first, between tenants first and between a tenant's functions then. Instances are started on
+//! It is work-conserving and fair: whatever cores, memory and concurrency it is given are used by whoever has work, and who
+//! was served least goes first, between tenants first and between a tenant's functions then. Runs that compute are let in one
+//! by one, as many at once as there are cores (`gate`), so that the turns decide who has them. Instances are started on
 //! demand, kept idle for a while, and evicted, the least recently used first, when another function's turn needs their
 //! memory. A function whose turn it is keeps its turn until it has what it needs, so that a flood which never lets an
 //! instance rest cannot starve it; only when long runs hold the memory it needs does its turn go to others meanwhile.
 //!
 //! What it keeps at all times: the limits of [`Options`], one invocation per instance, one answer per invocation.
 
+mod gate;
 mod instances;
 #[cfg(test)]
 mod tests;
-mod width;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId, Tenant, Time, 
 
 use crate::port::{Action, Allowance, Deployment, Event, Refusal};
 use crate::restarts::Restarts;
-use width::{Looks, Width};
+use gate::{Entry, Gate, Learned, Part, Place, YOUNG};
 
 /// The limits of the lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +88,9 @@ pub struct Engine {
     instances: BTreeMap<InstanceId, Instance>,
     running: BTreeMap<InvocationId, Running>,
     queue: FairQueue<Option<Time>>,
+    gate: Gate,
+    /// When the gate is looked at again for somebody it holds.
+    gate_armed: Option<Time>,
     /// Functions with a new version of which no instance is started yet.
     installing: BTreeSet<FunctionKey>,
     /// Whose invocation waits.
@@ -120,11 +124,9 @@ struct Function {
     idle: BTreeSet<(Time, InstanceId)>,
     starting: u32,
     total: u32,
-    /// Invocations that run, on instances of any version.
-    running: u32,
-    width: Width,
-    /// What a run is charged with until its time is known.
-    estimate: Duration,
+    learned: Learned,
+    /// How long a run takes, moving mean.
+    mean_run: Duration,
 }
 
 /// A version of which one instance is made before the one that serves is broken.
@@ -142,6 +144,8 @@ struct Instance {
     code: u64,
     mib: u64,
     state: State,
+    /// What it takes of the cores; nothing while it is idle.
+    place: Option<Place>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,8 +171,10 @@ enum Timer {
     Stop(InvocationId),
     Starting(InstanceId),
     Restart(FunctionKey),
-    /// Looks whether a function has been held to its width for too long.
-    Held(FunctionKey),
+    /// The place of an instance is exclusive no more, or its run has lasted twice as long since.
+    Old(InstanceId),
+    /// Somebody has been held by his own runs for long enough.
+    Held,
     Idle,
     /// Who waits for room looks again who holds it.
     Patience,
@@ -187,12 +193,14 @@ enum Space {
     Held,
 }
 
-impl Function {
-    /// Its instances that are not idle: those that start, run, or have answered and not asked for more.
-    fn at_work(&self) -> u32 {
-        let idle = u32::try_from(self.idle.len()).unwrap_or(u32::MAX);
-        self.total.saturating_sub(idle).max(self.running)
-    }
+/// What a run of a function is charged for each second: the cores it keeps busy, or its part of the memory or of the places
+/// for running invocations, times the cores, if one of these is more. So who computes pays for cores, and who holds memory
+/// while he waits for that. DRFQ (SIGCOMM'12): fair queueing by whatever resource a flow uses the largest part of.
+fn price(options: &Options, function: &Function) -> Part {
+    let cores = u64::from(options.cores);
+    let memory = Part::of(u64::from(function.deployment.memory.mib()), options.memory_mib, cores);
+    let place = Part::of(1, u64::from(options.concurrency), cores);
+    function.learned.cores(options.cores).max(memory).max(place)
 }
 
 fn function_tenant(functions: &BTreeMap<FunctionKey, Function>, key: FunctionKey) -> Tenant {
@@ -203,6 +211,7 @@ impl Engine {
     #[must_use]
     pub const fn new(options: Options) -> Self {
         let queue = FairQueue::new(options.queue);
+        let gate = Gate::new(options.cores);
         Self {
             options,
             now: Time::ZERO,
@@ -211,6 +220,8 @@ impl Engine {
             instances: BTreeMap::new(),
             running: BTreeMap::new(),
             queue,
+            gate,
+            gate_armed: None,
             installing: BTreeSet::new(),
             waiting: BTreeMap::new(),
             idle: BTreeSet::new(),
@@ -263,7 +274,8 @@ impl Engine {
                 Timer::Stop(id) => self.stop(id, End::Overran, actions),
                 Timer::Starting(instance) => self.start_overdue(instance, actions),
                 Timer::Restart(function) => self.refresh(function),
-                Timer::Held(function) => self.look_at_held(function),
+                Timer::Old(instance) => self.grow_old(instance),
+                Timer::Held => self.gate_armed = None,
                 Timer::Idle => self.drop_idle(actions),
                 Timer::Patience => self.impatient = false,
             }
@@ -313,7 +325,7 @@ impl Engine {
         self.start_incoming(actions);
         let mut passed_over = Vec::new();
         while u32::try_from(self.running.len()).is_ok_and(|running| running < self.options.concurrency) {
-            let Some(key) = self.queue.first() else { break };
+            let Some(key) = self.whose_turn() else { break };
             let Some(function) = self.functions.get(&key) else { break };
             if let Some((_, instance)) = function.idle.last().copied() {
                 self.serve(key, instance, actions);
@@ -342,22 +354,48 @@ impl Engine {
         }
     }
 
+    /// The function whose turn it is, of those that the gate lets in.
+    fn whose_turn(&mut self) -> Option<FunctionKey> {
+        let mut held = None;
+        let mut found = None;
+        // Each tenant that is held has runs that take all places, so these are fewer than there are instances.
+        for key in self.queue.turns() {
+            let Some(function) = self.functions.get(&key) else { break };
+            match self.gate.entry(&function.deployment.tenant, function.mean_run, self.now) {
+                Entry::Open => {
+                    found = Some(key);
+                    break;
+                }
+                Entry::Full => break,
+                Entry::HeldUntil(until) => held = Some(held.map_or(until, |earliest: Time| earliest.min(until))),
+            }
+        }
+        if let Some(until) = held.filter(|until| self.gate_armed.is_none_or(|armed| *until < armed)) {
+            if let Some(armed) = self.gate_armed.replace(until) {
+                self.timers.remove(&(armed, Timer::Held));
+            }
+            self.timers.insert((until, Timer::Held));
+        }
+        found
+    }
+
     /// Gives the oldest invocation of the function whose turn it is to an idle instance.
     fn serve(&mut self, key: FunctionKey, instance: InstanceId, actions: &mut Vec<Action>) {
-        let function = self.functions.get_mut(&key).expect("invariant: whose turn it is, is known");
-        let timeout = function.deployment.timeout;
-        let Some((id, deadline, charge)) = self.queue.pop(function.estimate) else { return };
+        let function = self.functions.get(&key).expect("invariant: whose turn it is, is known");
+        let (timeout, learned) = (function.deployment.timeout, function.learned);
+        let estimate = price(&self.options, function).of_time(function.mean_run);
+        let tenant = &function.deployment.tenant;
+        let Some((id, deadline, charge)) = self.queue.pop_for(tenant, estimate) else { return };
         self.waiting.remove(&id);
         if let Some(deadline) = deadline.filter(|deadline| *deadline < self.now) {
             self.queue.settle(&charge, Duration::ZERO);
             actions.push(Action::Refuse { id, refusal: Refusal::Expired { deadline } });
             return self.refresh(key);
         }
-        function.running += 1;
-        function.width.moves(self.now);
         self.leave_idle(instance);
         let known = self.instances.get_mut(&instance).expect("invariant: an idle instance is known");
         known.state = State::Busy { invocation: id };
+        self.enter(instance, learned.places());
         let until = self.now + timeout;
         let allowance = Allowance { run_time: timeout, cpu: CpuShare::FULL, until };
         self.timers.insert((until, Timer::Stop(id)));
@@ -371,6 +409,8 @@ impl Engine {
         let Some(known) = self.instances.get_mut(&instance) else { return };
         known.state = State::Finishing;
         let (key, code) = (known.function, known.code);
+        let learned = self.functions.get(&key).map(|function| function.learned).unwrap_or_default();
+        self.enter(instance, learned.places());
         match self.functions.get_mut(&key).filter(|function| function.code == code) {
             Some(function) => function.restarts.worked(),
             None => self.kill(instance, actions), // its version was replaced, or its function removed
@@ -399,11 +439,10 @@ impl Engine {
         let Running { function, instance, delivered, until, charge } = self.running.remove(&id)?;
         self.timers.remove(&(until, Timer::Stop(id)));
         let took = self.now.since(delivered);
-        self.queue.settle(&charge, took);
+        let paid = self.functions.get(&function).map_or(took, |function| price(&self.options, function).of_time(took));
+        self.queue.settle(&charge, paid);
         if let Some(function) = self.functions.get_mut(&function) {
-            // One that ran for a function that was removed and deployed again is not counted.
-            function.running = function.running.saturating_sub(1);
-            function.estimate = (function.estimate * 7 + took) / 8;
+            function.mean_run = (function.mean_run * 7 + took) / 8;
         }
         Some(instance)
     }
@@ -433,42 +472,61 @@ impl Engine {
         let waiting = self.queue.waiting(tenant, key);
         let short = usize::try_from(function.starting).is_ok_and(|starting| starting < waiting);
         let may_start = function.total < self.options.function_instances && function.restarts.retry_at() <= self.now;
-        let able = !function.idle.is_empty() || (short && may_start);
-        let held = able && function.width.limit(self.options.cores) <= function.at_work();
-        if held && 0 < waiting && function.width.looks == Looks::No {
-            function.width.looks = Looks::Set;
-            function.width.moves(self.now);
-            self.timers.insert((function.width.held_until(function.estimate), Timer::Held(key)));
-        }
-        if able && !held {
+        if !function.idle.is_empty() || (short && may_start) {
             self.queue.want(tenant, key);
         } else {
             self.queue.pass_over(tenant, key);
         }
     }
 
-    /// A function was held to its width a while ago. If nothing was given to it since, what was learned is wrong.
-    fn look_at_held(&mut self, key: FunctionKey) {
-        let Some(function) = self.functions.get_mut(&key) else { return };
-        let until = function.width.held_until(function.estimate);
-        if self.now < until && 0 < self.queue.waiting(&function.deployment.tenant, key) {
-            self.timers.insert((until, Timer::Held(key)));
-            return;
+    /// Learns what runs of a function take.
+    fn measured(&mut self, id: InvocationId, run: Duration, wanted: Duration) {
+        let Some(Running { function, instance, .. }) = self.running.get(&id) else { return };
+        if let Some(function) = self.functions.get_mut(function) {
+            function.learned.learn(run, wanted);
         }
-        function.width.looks = Looks::No;
-        if until <= self.now && 0 < self.queue.waiting(&function.deployment.tenant, key) {
-            function.width.forget();
+        let mut seen = Learned::default();
+        seen.learn(run, wanted);
+        if let Some(place) = self.instances.get_mut(instance).and_then(|known| known.place.as_mut()) {
+            self.gate.resize(place, seen.places());
         }
-        self.refresh(key);
     }
 
-    /// Learns from a run how many of its function are of use at once.
-    fn measured(&mut self, id: InvocationId, run: Duration, wanted: Duration) {
-        let Some(key) = self.running.get(&id).map(|run| run.function) else { return };
-        if let Some(function) = self.functions.get_mut(&key) {
-            function.width.learn(run, wanted);
+    /// An instance begins to start, to run or to ask for more: it takes a place, in exchange for the one it has.
+    fn enter(&mut self, id: InstanceId, part: Part) {
+        self.leave(id);
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let tenant = function_tenant(&self.functions, instance.function);
+        instance.place = Some(self.gate.enter(&tenant, part, self.now));
+        self.timers.insert((self.now + YOUNG, Timer::Old(id)));
+    }
+
+    /// Takes its place from an instance.
+    fn leave(&mut self, id: InstanceId) {
+        if let Some(place) = self.instances.get_mut(&id).and_then(|instance| instance.place.take()) {
+            self.timers.remove(&(place.look, Timer::Old(id)));
+            self.gate.leave(place);
         }
-        self.refresh(key);
+    }
+
+    /// Young -> old. Whoever has answered and does not ask for more by then computes nothing for anybody. A run that lasts says
+    /// how long its function's runs are before it ends.
+    fn grow_old(&mut self, id: InstanceId) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        match instance.state {
+            State::Finishing => return self.leave(id),
+            State::Starting { .. } | State::Busy { .. } => {}
+            State::Idle { .. } | State::Dying => return,
+        }
+        let Some(place) = instance.place.as_mut() else { return };
+        let tenant = function_tenant(&self.functions, instance.function);
+        self.gate.grow_old(place, &tenant);
+        let age = self.now.since(place.since);
+        if let (State::Busy { .. }, Some(function)) = (instance.state, self.functions.get_mut(&instance.function)) {
+            function.mean_run = function.mean_run.max(age);
+        }
+        place.look = self.now + age.max(YOUNG);
+        self.timers.insert((place.look, Timer::Old(id)));
     }
 
     /// The version that serves.

@@ -213,6 +213,12 @@ impl World {
         }
     }
 
+    /// How many invocations of a function run.
+    fn running(&self, key: u64) -> usize {
+        let of = |id: &InvocationId| self.open.get(id) == Some(&FunctionKey(key));
+        self.instances.values().filter(|(_, busy)| busy.as_ref().is_some_and(of)).count()
+    }
+
     fn answer(&mut self, id: InvocationId) {
         assert!(self.open.remove(&id).is_some(), "answered {id}, which is not open");
     }
@@ -364,7 +370,7 @@ fn story(seed: u64) {
     world.run_for(Duration::from_secs(60));
     assert!(world.open.is_empty(), "waits although there is room: {:?}", world.open);
     world.tell(Event::Drain);
-    assert!(world.engine.is_drained());
+    assert!(world.engine.is_drained() && world.engine.gate.is_empty(), "who is gone holds no place");
 }
 
 /// A function of 5 ms runs that was measured once; they want a core for `wanted` of it.
@@ -398,16 +404,35 @@ fn a_function_that_waits_gets_an_instance_for_each_invocation() {
 }
 
 #[test]
-fn what_was_learned_wrongly_holds_nobody_for_long() {
-    let mut world = measured(5 * MS, options());
-    world.run.insert(FunctionKey(1), Duration::from_millis(900));
+fn long_runs_hold_another_function_of_their_tenant_for_200_ms_and_nobody_elses() {
+    let mut world = World::new(1, options());
+    for (key, owner) in [(1, "a"), (2, "a"), (3, "b")] {
+        world.install(deployment(key, owner, 64), if key == 1 { Duration::from_millis(900) } else { 5 * MS });
+    }
     for _ in 0..4 {
         world.arrive(1);
     }
-    world.run_for(COLD * 2);
-    assert_eq!(world.delivered.len(), 3, "two more run, on two cores");
-    world.run_for(Duration::from_millis(200));
-    assert_eq!(world.delivered.len(), 5);
+    world.run_for(COLD);
+    world.arrive(2);
+    world.arrive(3);
+    world.run_for(Duration::from_millis(100) + COLD + MS);
+    assert_eq!(world.delivered, [1, 1, 3].map(FunctionKey), "when they are no longer young, and a cold start");
+    world.run_for(Duration::from_millis(200) + COLD);
+    assert!(world.delivered.contains(&FunctionKey(2)), "{:?}", world.delivered);
+}
+
+#[test]
+fn a_look_at_runs_that_wait_lets_all_others_in() {
+    let mut world = World::new(1, options());
+    world.install(deployment(1, "a", 64), Duration::from_millis(900));
+    let first: Vec<InvocationId> = (0..4).map(|_| world.arrive(1)).collect();
+    world.run_for(COLD + MS);
+    assert_eq!(world.delivered.len(), 2, "unknown runs are taken to compute");
+    for id in &first[..2] {
+        world.tell(Event::Measured { id: *id, run: COLD, wanted: Duration::ZERO });
+    }
+    world.run_for(COLD + MS);
+    assert_eq!(world.delivered.len(), 4);
 }
 
 #[test]
@@ -419,8 +444,116 @@ fn who_is_held_holds_nobody_else() {
     }
     world.run_for(COLD * 2);
     world.arrive(2);
-    world.run_for(COLD + MS);
-    assert!(world.delivered.contains(&FunctionKey(2)), "it took a cold start and no more");
+    world.run_for(COLD + 13 * MS);
+    assert!(world.delivered.contains(&FunctionKey(2)), "it took a cold start and two runs");
+}
+
+/// A world in which function 1 of tenant `a` and functions 2 to 9 of tenant `b` flood with runs of this length that compute.
+fn one_beside_eight(run: Duration) -> World {
+    let queue = Limits { per_tenant: 10_000, total: 10_000 };
+    let mut world = World::new(1, Options { concurrency: 12, queue, ..options() });
+    for key in 1..=9 {
+        let owner = if key == 1 { "a" } else { "b" };
+        world.install(Deployment { timeout: Duration::from_secs(60), ..deployment(key, owner, 64) }, run);
+        world.wanted.insert(FunctionKey(key), run);
+    }
+    for _ in 0..200 {
+        for key in 1..=9 {
+            world.arrive(key);
+        }
+    }
+    world
+}
+
+#[test]
+fn a_tenant_with_eight_functions_gets_what_one_with_one_gets_and_they_get_alike() {
+    let mut world = one_beside_eight(20 * MS);
+    world.run_for(Duration::from_secs(4));
+    let served: Vec<Duration> = (1..=9).map(|key| world.served[&FunctionKey(key)]).collect();
+    let eight: Duration = served[1..].iter().sum();
+    assert!(served[0].abs_diff(eight) <= 60 * MS, "{served:?}");
+    assert!(served[1..].iter().all(|time| time.abs_diff(eight / 8) <= 40 * MS), "{served:?}");
+}
+
+#[test]
+fn with_long_runs_each_tenant_has_as_many_at_once_as_there_are_cores() {
+    let mut world = one_beside_eight(Duration::from_secs(5));
+    // Until the length of a function's runs is known, it is let in for once.
+    world.run_for(Duration::from_secs(14));
+    for _ in 0..20 {
+        world.run_for(Duration::from_secs(1));
+        let running = |keys: std::ops::RangeInclusive<u64>| keys.map(|key| world.running(key)).sum::<usize>();
+        assert!(running(1..=1) <= 2 && running(2..=9) <= 2, "{} and {}", running(1..=1), running(2..=9));
+    }
+}
+
+#[test]
+fn a_lone_tenant_uses_all_cores() {
+    let mut world = World::new(1, options());
+    world.install(deployment(1, "a", 64), 20 * MS);
+    for _ in 0..500 {
+        world.arrive(1);
+    }
+    world.run_for(Duration::from_secs(2));
+    // A run of 20 ms, 1 ms until the instance asks for the next, on two cores after a cold start.
+    let most = (Duration::from_secs(2) - COLD) * 2 * 20 / 21;
+    assert!(world.served[&FunctionKey(1)] + 40 * MS >= most, "{:?} of {most:?}", world.served);
+}
+
+#[test]
+fn who_waits_is_not_held_by_who_computes() {
+    let mut world = World::new(1, Options { concurrency: 12, ..options() });
+    world.install(deployment(1, "waits", 64), 100 * MS);
+    world.wanted.insert(FunctionKey(1), MS);
+    world.arrive(1);
+    world.run_for(Duration::from_secs(1));
+    world.install(deployment(2, "computes", 64), 20 * MS);
+    world.wanted.insert(FunctionKey(2), 20 * MS);
+    for _ in 0..500 {
+        world.arrive(2);
+    }
+    world.run_for(Duration::from_secs(1));
+    for _ in 0..5 {
+        world.arrive(1);
+    }
+    // A turn for each start and for each run.
+    world.run_for(COLD * 5 + 20 * MS * 5);
+    assert_eq!(world.delivered.iter().filter(|key| **key == FunctionKey(1)).count(), 6);
+}
+
+/// Tenants with different numbers of functions, and functions with different lengths of runs, flood for two seconds.
+fn shares(seed: u64) {
+    let queue = Limits { per_tenant: 10_000, total: 10_000 };
+    let mut world = World::new(seed, Options { concurrency: 12, queue, ..options() });
+    let mut owned: BTreeMap<&str, Vec<FunctionKey>> = BTreeMap::new();
+    for key in 0..world.rng.random_range(2..=5) {
+        let owner = ["a", "b", "c"][usize::try_from(key).unwrap() % 3].min(["a", "b", "c"][world.rng.random_range(0..3)]);
+        let run = MS * world.rng.random_range(10..=60);
+        world.install(deployment(key, owner, 64), run);
+        owned.entry(owner).or_default().push(FunctionKey(key));
+        for _ in 0..400 {
+            world.arrive(key);
+        }
+    }
+    world.run_for(Duration::from_secs(2));
+    let served = |key: &FunctionKey| world.served.get(key).copied().unwrap_or_default();
+    let spread = |times: &[Duration]| *times.iter().max().unwrap() - *times.iter().min().unwrap();
+    let tenants: Vec<Duration> = owned.values().map(|keys| keys.iter().map(served).sum()).collect();
+    assert!(spread(&tenants) <= 4 * 60 * MS, "{tenants:?}, {owned:?}");
+    for keys in owned.values() {
+        let functions: Vec<Duration> = keys.iter().map(served).collect();
+        assert!(spread(&functions) <= 4 * 60 * MS, "{functions:?}");
+    }
+    // Runs, starts, and what an instance takes until it asks for its next run.
+    let used = tenants.iter().sum::<Duration>()
+        + COLD * u32::try_from(world.starts).unwrap()
+        + MS * u32::try_from(world.delivered.len()).unwrap();
+    assert!(Duration::from_millis(4_000 - 120) <= used, "{used:?} of the time of two cores");
+}
+
+#[test]
+fn seeded_floods_are_shared_alike_and_leave_no_core_idle() {
+    (0..60).for_each(shares);
 }
 
 #[test]

@@ -235,7 +235,10 @@ impl<M: Machine> Core<M> {
             self.event_at(now, Event::Started { id, at });
         }
         let finished = ended.ended.filter(|at| stamped.is_some_and(|started| started <= *at) && *at <= now);
-        self.sample_end(id, instance, finished.unwrap_or(now).since(stamped.unwrap_or(delivered)));
+        if self.lane == lanes::Lane::BestEffort {
+            let run = finished.unwrap_or(now).since(stamped.unwrap_or(delivered));
+            self.sample_end(now, (id, instance), run);
+        }
         if let Some(known) = self.instances.get_mut(&instance) {
             known.used += now.since(delivered);
         }
@@ -316,7 +319,7 @@ impl<M: Machine> Core<M> {
         let Some(known) = self.instances.get_mut(&instance) else { return };
         known.rest.end(cpu);
         if self.lane == lanes::Lane::BestEffort {
-            known.sample_begin();
+            known.sample_begin(now);
         }
         waiting.progress.delivered = Some(now);
         waiting.progress.dispatched = Some(now);

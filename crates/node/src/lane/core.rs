@@ -73,7 +73,7 @@ pub(crate) struct Core<M> {
     /// The envelopes of guaranteed functions as the best-effort lane sees them.
     mirrors: Mirrors,
     pub(super) counts: Counts,
-    /// When resting instances were looked at last.
+    /// When resting instances, or in the best-effort lane lasting runs, were looked at last.
     pub(super) looked_at: Time,
     /// The last instance that was looked at, where more are to come.
     pub(super) looked_up_to: InstanceId,
@@ -190,6 +190,7 @@ impl<M: Machine> Core<M> {
             self.check_watch(now, id);
         }
         self.look_at_resting(now);
+        self.look_at_lasting(now);
         self.settle(now);
     }
 
@@ -200,7 +201,7 @@ impl<M: Machine> Core<M> {
     }
 
     pub(super) fn next_wake(&self) -> Option<Time> {
-        [self.machine.next_wake(), self.watches.next(), self.next_look()].into_iter().flatten().min()
+        [self.machine.next_wake(), self.watches.next(), self.next_look(), self.next_sample()].into_iter().flatten().min()
     }
 
     fn run_actions(&mut self, now: Time) {

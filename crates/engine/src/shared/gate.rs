@@ -1,0 +1,276 @@
+//! How many best-effort runs use the cores at once, and whose they are.
+//!
+//! The kernel shares cores by process, so whoever has more processes gets more. And more of them at once than there are
+//! cores only take turns: every further one costs its start, its memory and a share of the caches, and nothing is done
+//! sooner. So those that compute are let in by place: there are as many places as cores, a run that wants a core for a part p
+//! of its time takes p of one, and one that waits takes none. Who gets a place is for the fair queue to say.
+//!
+//! A place is exclusive while its run is young. What runs for longer than [`YOUNG`] takes no place from other tenants any
+//! more, only from its own tenant's further runs: a long run keeps nobody else waiting, and with long runs every tenant has
+//! at most as many at once as there are cores, whatever number of functions it has.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::{Tenant, Time};
+
+/// How long a run's place is exclusive.
+pub(super) const YOUNG: Duration = Duration::from_millis(100);
+/// A tenant whose own long runs take all its places gets one more within this time; longer than most starts take.
+const HELD_MAX: Duration = Duration::from_millis(200);
+/// Mean runs of the function whose turn it is that the same may take, where that is longer.
+const HELD_MEAN_RUNS: u32 = 4;
+
+/// Thousandths.
+const WHOLE: u64 = 1_000;
+
+/// What part of a core, or of the node, a run takes; thousandths, rounded up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Part(u64);
+
+impl Part {
+    pub(super) const ONE_CORE: Self = Self(WHOLE);
+
+    /// `part` of `of`, times `times`.
+    pub(super) fn of(part: u64, of: u64, times: u64) -> Self {
+        let thousandths = (u128::from(part) * u128::from(times) * u128::from(WHOLE)).div_ceil(u128::from(of.max(1)));
+        Self(u64::try_from(thousandths).unwrap_or(u64::MAX))
+    }
+
+    /// This part of a duration.
+    pub(super) fn of_time(self, time: Duration) -> Duration {
+        let nanos = time.as_nanos() * u128::from(self.0) / u128::from(WHOLE);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+/// What is known of a function's runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Learned(Option<Sample>);
+
+/// Length of runs and the time in which they wanted a core, all their threads together; moving means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sample {
+    run: Duration,
+    wanted: Duration,
+}
+
+impl Learned {
+    /// Runs took `run`, and their instance used or waited for a core for `wanted` of it. Long runs weigh more than short
+    /// ones: where some wait and others compute, the ones that wait need the room.
+    pub(super) fn learn(&mut self, run: Duration, wanted: Duration) {
+        let mean = |old: Duration, new: Duration| (old * 7 + new) / 8;
+        let new = Sample { run, wanted };
+        self.0 = Some(self.0.map_or(new, |old| Sample { run: mean(old.run, run), wanted: mean(old.wanted, wanted) }));
+    }
+
+    /// The cores that a run keeps busy, at most `cores`; one until it is known.
+    pub(super) fn cores(self, cores: u32) -> Part {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let part = self.0.map_or(Part::ONE_CORE, |known| Part::of(nanos(known.wanted), nanos(known.run), 1));
+        part.min(Part(u64::from(cores) * WHOLE))
+    }
+
+    /// What a run takes of the places.
+    pub(super) fn places(self) -> Part {
+        self.cores(1)
+    }
+}
+
+/// What an instance that starts or runs takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) part: Part,
+    pub(super) since: Time,
+    /// When it is looked whether it is still there.
+    pub(super) look: Time,
+    age: Age,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Age {
+    Young,
+    /// It counts for this tenant alone.
+    Old(Tenant),
+}
+
+/// The places and who has them.
+#[derive(Clone, Debug)]
+pub(super) struct Gate {
+    all: u64,
+    young: u64,
+    old: BTreeMap<Tenant, Old>,
+}
+
+/// A tenant's runs that are young no more.
+#[derive(Clone, Copy, Debug)]
+struct Old {
+    part: u64,
+    runs: u32,
+    /// When it was let in last.
+    moved: Time,
+}
+
+/// Whether a tenant may have something run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Open,
+    /// Young runs take all places.
+    Full,
+    /// Its own runs take all places. It is let in for once then, with a function of this mean run.
+    HeldUntil(Time),
+}
+
+impl Gate {
+    pub(super) const fn new(cores: u32) -> Self {
+        Self { all: cores as u64 * WHOLE, young: 0, old: BTreeMap::new() }
+    }
+
+    /// Whether a tenant may have something run; `mean_run` is that of its function whose turn it is.
+    pub(super) fn entry(&self, tenant: &Tenant, mean_run: Duration, now: Time) -> Entry {
+        if self.all <= self.young {
+            return Entry::Full;
+        }
+        let Some(old) = self.old.get(tenant).filter(|old| self.all <= self.young + old.part) else { return Entry::Open };
+        let until = old.moved + HELD_MAX.max(mean_run * HELD_MEAN_RUNS);
+        if until <= now { Entry::Open } else { Entry::HeldUntil(until) }
+    }
+
+    /// Somebody is let in.
+    pub(super) fn enter(&mut self, tenant: &Tenant, part: Part, now: Time) -> Place {
+        self.young += part.0;
+        if let Some(old) = self.old.get_mut(tenant) {
+            old.moved = now;
+        }
+        Place { part, since: now, look: now + YOUNG, age: Age::Young }
+    }
+
+    pub(super) fn leave(&mut self, place: Place) {
+        match place.age {
+            Age::Young => self.young -= place.part.0,
+            Age::Old(tenant) => {
+                let Some(old) = self.old.get_mut(&tenant) else { return };
+                old.part -= place.part.0;
+                old.runs -= 1;
+                if old.runs == 0 {
+                    self.old.remove(&tenant);
+                }
+            }
+        }
+    }
+
+    /// A place is exclusive no more.
+    pub(super) fn grow_old(&mut self, place: &mut Place, tenant: &Tenant) {
+        match &place.age {
+            Age::Young => {
+                self.young -= place.part.0;
+                let old = self.old.entry(tenant.clone()).or_insert(Old { part: 0, runs: 0, moved: place.since });
+                old.moved = old.moved.max(place.since);
+                old.part += place.part.0;
+                old.runs += 1;
+                place.age = Age::Old(tenant.clone());
+            }
+            Age::Old(_) => {}
+        }
+    }
+
+    /// It was seen what a run takes.
+    pub(super) fn resize(&mut self, place: &mut Place, part: Part) {
+        let sum = match &place.age {
+            Age::Young => Some(&mut self.young),
+            Age::Old(tenant) => self.old.get_mut(tenant).map(|old| &mut old.part),
+        };
+        if let Some(sum) = sum {
+            *sum = *sum - place.part.0 + part.0;
+        }
+        place.part = part;
+    }
+
+    /// Nobody has a place.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.young == 0 && self.old.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn tenant(name: &str) -> Tenant {
+        name.parse().unwrap()
+    }
+
+    fn check(samples: &[(u64, u64)], expected: (Part, Part)) {
+        let mut learned = Learned::default();
+        for (run, wanted) in samples {
+            learned.learn(ms(*run), ms(*wanted));
+        }
+        assert_eq!((learned.places(), learned.cores(2)), expected, "{samples:?}");
+    }
+
+    #[test]
+    fn a_run_takes_the_part_of_a_core_that_it_wants() {
+        let both = |part| (Part(part), Part(part));
+        check(&[], both(1_000));
+        check(&[(10, 10)], both(1_000));
+        check(&[(10, 5)], both(500));
+        check(&[(100, 3)], both(30));
+        check(&[(10, 0)], both(0));
+        // Several threads: they are charged for, and take one place.
+        check(&[(10, 15)], (Part(1_000), Part(1_500)));
+        check(&[(10, 90)], (Part(1_000), Part(2_000)));
+    }
+
+    #[test]
+    fn whoever_waits_makes_room_for_all() {
+        check(&[(1, 1), (800, 1), (1, 1)], (Part(12), Part(12)));
+    }
+
+    #[test]
+    fn a_long_run_holds_its_own_tenant_alone_and_not_for_ever() {
+        let mut gate = Gate::new(1);
+        let (a, b) = (tenant("a"), tenant("b"));
+        let mut place = gate.enter(&a, Part::ONE_CORE, Time::ZERO);
+        assert_eq!((gate.entry(&a, ms(10), Time::ZERO), gate.entry(&b, ms(10), Time::ZERO)), (Entry::Full, Entry::Full));
+        let old = Time::ZERO + YOUNG;
+        gate.grow_old(&mut place, &a);
+        assert_eq!(
+            (gate.entry(&a, ms(10), old), gate.entry(&b, ms(10), old)),
+            (Entry::HeldUntil(Time::ZERO + ms(200)), Entry::Open)
+        );
+        assert_eq!(gate.entry(&a, ms(80), old), Entry::HeldUntil(Time::ZERO + ms(320)), "four mean runs");
+        assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(200)), Entry::Open);
+        gate.leave(place);
+        assert!(gate.is_empty());
+    }
+
+    proptest! {
+        /// Whatever enters, is seen and leaves, nobody's place is lost or kept.
+        #[test]
+        fn what_all_leave_is_empty(steps in prop::collection::vec((0_u8..4, 0_u64..2_000, 0_usize..8), 0..100)) {
+            let mut gate = Gate::new(2);
+            let owners = [tenant("a"), tenant("b")];
+            let mut places: Vec<(usize, Place)> = Vec::new();
+            for (step, part, nth) in steps {
+                match (step, places.get_mut(nth)) {
+                    (0, _) => places.push((nth % 2, gate.enter(&owners[nth % 2], Part(part), Time::ZERO))),
+                    (1, Some((owner, place))) => gate.grow_old(place, &owners[*owner]),
+                    (2, Some((_, place))) => gate.resize(place, Part(part)),
+                    (3, Some(_)) => gate.leave(places.remove(nth).1),
+                    (_, _) => {}
+                }
+                let young: u64 = places.iter().filter(|(_, place)| place.age == Age::Young).map(|(_, place)| place.part.0).sum();
+                prop_assert_eq!(young, gate.young);
+            }
+            places.into_iter().for_each(|(_, place)| gate.leave(place));
+            prop_assert!(gate.is_empty());
+        }
+    }
+}
