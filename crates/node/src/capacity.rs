@@ -10,7 +10,7 @@ use crate::calibrate::{Classes, Measured};
 use crate::front_cost;
 use crate::lane::{
     ACCEPTS_AT_ONCE, ACCEPTS_PER_SECOND_MAX, CLIENTS_PIECES_PER_SECOND, EXCESS_AT_ONCE, INSTANCES_PIECES_PER_SECOND,
-    OTHERS_PIECES_PER_SECOND, PIECES_AT_ONCE, ration, watch,
+    OTHERS_PIECES_PER_SECOND, PIECES_AT_ONCE, idle, ration, watch,
 };
 use crate::starter::{STARTS_AT_ONCE, STARTS_PER_SECOND};
 use crate::starts;
@@ -32,6 +32,8 @@ const PIECE_COST: Duration = Duration::from_micros(30);
 const ASK_COST: Duration = Duration::from_micros(30);
 /// One look at what the threads of an invocation do: a directory and up to 17 files of `/proc`.
 const STATE_COST: Duration = Duration::from_micros(100);
+/// One look at an instance that answered and has not asked: a timer, a clock of the CPU, and at most its threads' class.
+const LOOK_COST: Duration = Duration::from_micros(20);
 /// An instance's start and end, without what it asks meanwhile.
 const START_COST: Duration = Duration::from_micros(150);
 /// Excess per second that admission accounts for, over all functions.
@@ -69,6 +71,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         budgeted(CLIENTS_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
         budgeted(INSTANCES_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
         budgeted(watch::STATES_PER_SECOND, watch::STATES_AT_ONCE, STATE_COST),
+        budgeted(idle::LOOKS_PER_SECOND, idle::LOOKS_AT_ONCE, LOOK_COST),
         budgeted(STARTS_PER_SECOND, STARTS_AT_ONCE, START_COST + ASK_COST * ration::ASKS_PER_START),
     ];
     NodeCapacity {
@@ -77,6 +80,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
         front_core: engine::port::FRONT_CORE,
         front_cost: one,
         connection_cost: ASK_COST,
+        thread_cost: front.thread,
         front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
         front_budgets,
         tick: PROBE,

@@ -42,6 +42,7 @@ use crate::probe;
 
 /// Invocations of each stage after the first; those that wait for a budget take about 3 ms each.
 const ROUNDS: usize = 40;
+const CLASS_ROUNDS: u32 = 200;
 const NAME: &str = "calibrate";
 const LONG: Duration = Duration::from_secs(20);
 /// The far ends give up when nothing comes for this long.
@@ -60,6 +61,8 @@ pub struct Costs {
     pub invocation: Duration,
     /// Accepting and closing a connection, beside the first invocation on it.
     pub accept: Duration,
+    /// Making one thread real-time for an invocation, and ordinary after it.
+    pub thread: Duration,
     /// What 64 KiB of request cost beside that: read, hashed, checked, handed over. Not charged.
     pub long_request: Duration,
     /// What 64 KiB of result cost beside that. Not charged.
@@ -82,8 +85,34 @@ pub(crate) fn measure(cores: &[u16], classes: Classes) -> io::Result<Costs> {
     Ok(Costs {
         invocation: charged(invoke.max(url), Duration::ZERO),
         accept: charged(accepted, invoke).max(ACCEPT_LEAST),
+        thread: match classes {
+            Classes::RealTime => charged(class_changes()?, Duration::ZERO),
+            Classes::Ordinary => Duration::ZERO,
+        },
         long_request: charged(long_request, invoke),
         long_result: charged(long_result, invoke),
+    })
+}
+
+/// Making a thread that waits real-time and ordinary again, once each.
+fn class_changes() -> io::Result<Duration> {
+    let (tell, told) = sync_channel(1);
+    let (end, ended) = sync_channel::<()>(0);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let own = tell.send(sched::current_thread());
+            // It waits until nobody is left to tell it anything.
+            own.map(|()| ended.recv())
+        });
+        let own = rustix::process::getpid();
+        let threads = [told.recv().map_err(io::Error::other)?];
+        let round = || sched::raise(own, &threads, 60).and_then(|()| sched::lower(own, &threads)).map_err(io::Error::other);
+        round()?;
+        let before = clock::thread_cpu();
+        (0..CLASS_ROUNDS).try_for_each(|_| round())?;
+        let cost = clock::thread_cpu().saturating_sub(before) / CLASS_ROUNDS;
+        drop(end);
+        Ok(cost)
     })
 }
 
@@ -255,8 +284,8 @@ fn install(mut ends: Ends, listener: TcpListener) -> io::Result<(Ends, TcpStream
     let started =
         News::Started { instance, running: Arc::new(Running::stand_in()), listener: for_instance, exit, began: clock::now() };
     ends.news.blocking_send(started).map_err(|_| ended())?;
-    let Some(Order::Place { instance, .. }) = ends.orders.blocking_recv() else { return Err(ended()) };
-    ends.news.blocking_send(News::Placed { instance }).map_err(|_| ended())?;
+    let Some(Order::Place { instance, on, .. }) = ends.orders.blocking_recv() else { return Err(ended()) };
+    ends.news.blocking_send(News::Placed { instance, on, threads: Vec::new() }).map_err(|_| ended())?;
     if installed.blocking_recv() != Ok(Installed::Serving) {
         return Err(ended());
     }

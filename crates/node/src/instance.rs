@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use runtime::launcher::{self, CpuMeter, Exit, Handle};
 use runtime::sys::process::Death;
+use runtime::sys::sched;
+use rustix::process::Pid;
 use tokio::sync::oneshot;
 
 use crate::assemble::error_line;
@@ -20,7 +22,7 @@ const THREADS_LOOKED_AT: usize = 16;
 pub(crate) struct Running {
     /// `None`: the node measures itself, and nobody is killed or placed.
     handle: Option<Handle>,
-    program: rustix::process::Pid,
+    program: Pid,
     meter: CpuMeter,
     /// `/proc/PID/schedstat` of the program, kept open: one read a time.
     schedstat: Option<File>,
@@ -31,12 +33,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn new(
-        handle: Handle,
-        program: rustix::process::Pid,
-        meter: CpuMeter,
-        network: Option<oneshot::Sender<()>>,
-    ) -> Self {
+    pub(crate) fn new(handle: Handle, program: Pid, meter: CpuMeter, network: Option<oneshot::Sender<()>>) -> Self {
         let schedstat = File::open(format!("/proc/{}/schedstat", program.as_raw_nonzero())).ok();
         Self { handle: Some(handle), program, meter, schedstat, starting: AtomicBool::new(true), _network: network }
     }
@@ -89,15 +86,25 @@ impl Running {
         self.starting.load(Ordering::Relaxed)
     }
 
-    /// Gives its threads the class and the core they serve with: its start is over.
-    pub(crate) fn serve_as(&self, placement: launcher::Placement) -> Result<usize, runtime::sys::sched::Error> {
+    /// Gives its threads the class they rest with and the core they serve on: its start is over. Returns its threads.
+    pub(crate) fn serve_as(&self, placement: launcher::Placement) -> Result<Vec<Pid>, sched::Error> {
         self.starting.store(false, Ordering::Relaxed);
         self.place(placement)
     }
 
     /// Gives its threads a class and a core.
-    pub(crate) fn place(&self, placement: launcher::Placement) -> Result<usize, runtime::sys::sched::Error> {
-        self.handle.as_ref().map_or(Ok(0), |handle| handle.place(self.program, placement))
+    pub(crate) fn place(&self, placement: launcher::Placement) -> Result<Vec<Pid>, sched::Error> {
+        self.handle.as_ref().map_or(Ok(Vec::new()), |handle| handle.place(self.program, placement))
+    }
+
+    /// Makes threads of it real-time.
+    pub(crate) fn raise(&self, threads: &[Pid], priority: u8) -> Result<(), sched::Error> {
+        self.handle.as_ref().map_or(Ok(()), |_| sched::raise(self.program, threads, priority))
+    }
+
+    /// Makes threads of it ordinary.
+    pub(crate) fn lower(&self, threads: &[Pid]) -> Result<(), sched::Error> {
+        self.handle.as_ref().map_or(Ok(()), |_| sched::lower(self.program, threads))
     }
 }
 

@@ -35,7 +35,7 @@ const WARM_UP: u32 = 20;
 const ROUNDS: u32 = 100;
 const WITHIN: Duration = Duration::from_secs(3);
 /// Nothing is charged less: the measured invocations follow each other, and find caches warm that later ones will not.
-const LEAST: Duration = Duration::from_micros(200);
+pub(crate) const LEAST: Duration = Duration::from_micros(200);
 /// What is charged where nothing could be measured: more than any runtime needed so far.
 const UNMEASURED: Duration = Duration::from_millis(1);
 /// What an executable of unknown make is charged at least, until what it uses is seen.

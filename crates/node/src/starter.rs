@@ -118,13 +118,14 @@ pub(crate) async fn run(
                     let classes = maker.shares.classes;
                     let placed = match (on, classes) {
                         // Of ordinary class it is already; its core and its quota go on to bound what it takes.
-                        (Placement::BestEffort, Classes::Ordinary) => Ok(0),
-                        (Placement::RealTime { .. }, _) | (Placement::BestEffort, Classes::RealTime) => {
-                            running.serve_as(maker.kit.placement(on, classes))
+                        (Placement::BestEffort, Classes::Ordinary) => Ok(Vec::new()),
+                        (Placement::RealTime { .. }, Classes::RealTime) => running.serve_as(maker.kit.placement(on, classes)),
+                        (Placement::RealTime { .. }, Classes::Ordinary) | (Placement::BestEffort, Classes::RealTime) => {
+                            running.serve_as(maker.kit.placement(on, classes)).map(|_| Vec::new())
                         }
                     };
                     match placed {
-                        Ok(_) => drop(ends.news.send(News::Placed { instance }).await),
+                        Ok(threads) => drop(ends.news.send(News::Placed { instance, on, threads }).await),
                         // An instance that cannot have its class must not be used; its death is told by itself.
                         Err(_) => running.kill(),
                     }
@@ -352,9 +353,8 @@ impl Kit {
 
     fn placement(&self, on: Placement, classes: Classes) -> launcher::Placement {
         match (on, classes) {
-            (Placement::RealTime { core, priority }, Classes::RealTime) => {
-                launcher::Placement::RealTime { core: self.cpu(core), priority }
-            }
+            // Its class comes with each invocation.
+            (Placement::RealTime { core, .. }, Classes::RealTime) => launcher::Placement::Resting { core: self.cpu(core) },
             (Placement::RealTime { core, .. }, Classes::Ordinary) => launcher::Placement::Weighted { core: self.cpu(core) },
             (Placement::BestEffort, _) => launcher::Placement::BestEffort,
         }

@@ -104,6 +104,8 @@ pub enum Placement {
     RealTime { core: u16, priority: u8 },
     /// On one core, in the ordinary class: an instance of a guaranteed function that is still starting.
     Pinned { core: u16 },
+    /// On one core, in the ordinary class at the lowest nice value: an instance of a guaranteed function between invocations.
+    Resting { core: u16 },
     /// On one core, in the ordinary class for good: an instance of a guaranteed function without real-time scheduling. Its
     /// control group has a high weight.
     Weighted { core: u16 },
@@ -116,20 +118,20 @@ impl Placement {
         match self {
             Self::RealTime { priority, .. } => Class::Fifo { priority },
             Self::Pinned { .. } | Self::Weighted { .. } => Class::Other { nice: 0 },
-            Self::BestEffort => Class::Other { nice: BEST_EFFORT_NICE },
+            Self::Resting { .. } | Self::BestEffort => Class::Other { nice: BEST_EFFORT_NICE },
         }
     }
 
     fn cores(self, all: &[u16]) -> Vec<u16> {
         match self {
-            Self::RealTime { core, .. } | Self::Pinned { core } | Self::Weighted { core } => vec![core],
+            Self::RealTime { core, .. } | Self::Pinned { core } | Self::Resting { core } | Self::Weighted { core } => vec![core],
             Self::BestEffort => all.to_vec(),
         }
     }
 
     const fn cpu(self, quota: Option<Quota>) -> Cpu {
         match self {
-            Self::RealTime { .. } | Self::Pinned { .. } => Cpu::Guaranteed,
+            Self::RealTime { .. } | Self::Pinned { .. } | Self::Resting { .. } => Cpu::Guaranteed,
             Self::Weighted { .. } => Cpu::Weighted { quota },
             Self::BestEffort => Cpu::BestEffort { quota },
         }

@@ -640,7 +640,7 @@ async fn node_runs_and_all_its_threads_change_class() {
     let (mut connection, _) = listener.accept().await.unwrap();
     if sched::probe_fifo(5) == sched::RealTime::Works {
         let threads = started.place(Placement::RealTime { core: sched::cores().unwrap()[0], priority: 5 }).unwrap();
-        assert!(1 < threads, "node has threads of its own");
+        assert!(1 < threads.len(), "node has threads of its own");
         for entry in std::fs::read_dir(format!("/proc/{}/task", started.program.as_raw_nonzero())).unwrap() {
             let thread = entry.unwrap().file_name().to_str().unwrap().parse().unwrap();
             let class = sched::class_of(rustix::process::Pid::from_raw(thread).unwrap()).unwrap();

@@ -33,6 +33,8 @@ mod rate_class;
 #[cfg(test)]
 mod redeploy;
 #[cfg(test)]
+mod rest;
+#[cfg(test)]
 mod restart;
 #[cfg(test)]
 mod starts;

@@ -151,18 +151,6 @@ fn an_answer_beyond_the_limit_is_an_error_of_its_own() {
 }
 
 #[test]
-fn a_guaranteed_instance_that_works_between_invocations_is_replaced() {
-    let node = Node::start();
-    node.must_deploy("restless", &format!("memory = \"128MB\"\n{GUARANTEED}"));
-    let burnt = node.invoke("restless", &json!({"do": "burn"})).value();
-    until("the log says that it was killed", || node.logs("restless").contains("of CPU between invocations"));
-    until("another instance serves", || {
-        let answer = node.invoke("restless", &json!({"do": "ok"}));
-        answer.error.is_none() && answer.status == 200 && answer.body["instance"] != burnt["instance"]
-    });
-}
-
-#[test]
 fn a_guaranteed_instance_that_floods_its_runtime_api_is_replaced() {
     let node = Node::start();
     node.must_deploy("greedy", &format!("memory = \"128MB\"\n{GUARANTEED}"));

@@ -9,17 +9,6 @@ import threading
 
 API = os.environ["AWS_LAMBDA_RUNTIME_API"]
 KEPT = []
-BURN = threading.Event()
-
-
-def burner():
-    BURN.wait()
-    while True:
-        pass
-
-
-# Started before the first invocation, so that it gets whatever class the platform gives this process.
-threading.Thread(target=burner, daemon=True).start()
 
 
 def handler(event, context):
@@ -183,11 +172,6 @@ def do_slow(event, context):
 
 def do_big(event, context):
     return "x" * event["bytes"]
-
-
-def do_burn(event, context):
-    BURN.set()
-    return do_ok(event, context)
 
 
 def do_tcp(event, context):

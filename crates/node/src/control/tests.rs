@@ -26,6 +26,7 @@ pub(crate) fn capacity() -> NodeCapacity {
         front_cost: 50 * US,
         front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
         connection_cost: 20 * US,
+        thread_cost: 2 * US,
         front_budgets: vec![Budgeted { rate: "100/s".parse().unwrap(), burst: model::Burst::ONE, cost: 500 * US }],
         tick: Periodic { cost: 5 * US, period: 1_000 * US },
         context_switch: 5 * US,

@@ -7,6 +7,7 @@ use model::{FunctionKey, FunctionName, FunctionSpec, RateClass, RateClassName};
 use plan::admission::{Answer, Book, Demand, Grant};
 
 use super::{Costs, Error};
+use crate::lane::idle::threads_with_class;
 use crate::lane::ration::connections_per_invocation;
 use crate::lanes::Lane;
 use crate::registry::{Function, Measured};
@@ -96,6 +97,7 @@ pub(super) fn demand<'a>(
         cold_start: measured.cold_start.max(costs.cold_start_least),
         recycle: costs.recycle,
         connections: connections_per_invocation(spec.runtime),
+        threads: threads_with_class(spec.runtime),
         instance_cost: costs.instance_cost(spec.runtime),
     }))
 }

@@ -110,8 +110,8 @@ fn install(
                     let running = stand.running();
                     ends.news.blocking_send(News::Started { instance, running, listener, exit, began: clock::now() }).unwrap();
                 }
-                Order::Place { instance, .. } => {
-                    ends.news.blocking_send(News::Placed { instance }).unwrap();
+                Order::Place { instance, on, .. } => {
+                    ends.news.blocking_send(News::Placed { instance, on, threads: Vec::new() }).unwrap();
                     assert_eq!(installed.blocking_recv(), Ok(Installed::Serving));
                     break;
                 }

@@ -203,6 +203,7 @@ impl<M: Machine> Core<M> {
         let Some(known) = self.instances.get_mut(&instance) else { return };
         if known.settle() {
             self.note_return(instance);
+            self.rests(instance);
             self.event(Event::Ready { instance });
             return;
         }
@@ -224,9 +225,9 @@ impl<M: Machine> Core<M> {
         let cpu = self.cpu_of(id, cpu_time);
         if let Some(known) = self.instances.get_mut(&instance) {
             known.serving = None;
-            known.rest.begin_again(cpu_time);
             known.answered = Some(cpu_time);
         }
+        self.returns(now, instance, cpu_time);
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let delivered = waiting.progress.delivered.unwrap_or(now);
         let stamped = ended.started.filter(|at| delivered <= *at && *at <= now);
@@ -317,7 +318,7 @@ impl<M: Machine> Core<M> {
         let cpu = self.cpu_time(instance);
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let Some(known) = self.instances.get_mut(&instance) else { return };
-        known.rest.end(cpu);
+        known.work(cpu, allowance.cpu.budget(allowance.run_time));
         if self.lane == lanes::Lane::BestEffort {
             known.sample_begin(now);
         }

@@ -57,8 +57,9 @@ impl Work {
         news_of(&lane, started);
         serve_tasks(&lane);
         runtime.write_all(NEXT.as_bytes()).await.unwrap();
-        assert!(matches!(outside.orders.recv().await, Some(Order::Place { on: Placement::RealTime { .. }, .. })));
-        news_of(&lane, News::Placed { instance: ONE });
+        let Some(Order::Place { on, .. }) = outside.orders.recv().await else { panic!("its class is ordered") };
+        assert!(matches!(on, Placement::RealTime { .. }));
+        news_of(&lane, News::Placed { instance: ONE, on, threads: Vec::new() });
         Self { lane, outside, runtime, events, _stand: stand, _exit: exited }
     }
 

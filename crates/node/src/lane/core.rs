@@ -12,11 +12,13 @@ use journal::record::{Counters, Record};
 use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Overflow, Time, Version};
 use rand_chacha::ChaCha12Rng;
 use runtime::sys::clock;
+use rustix::process::Pid;
 use tokio::sync::oneshot;
 
 use super::Usage;
 use super::counts::Counts;
 use super::delays::Delays;
+use super::idle::Returning;
 use super::instance::Instance;
 use super::links::{Links, NewInstance, Order};
 use super::machine::Machine;
@@ -73,10 +75,11 @@ pub(crate) struct Core<M> {
     /// The envelopes of guaranteed functions as the best-effort lane sees them.
     mirrors: Mirrors,
     pub(super) counts: Counts,
-    /// When resting instances, or in the best-effort lane lasting runs, were looked at last.
+    /// In the best-effort lane: when lasting runs were looked at last.
     pub(super) looked_at: Time,
     /// The last instance that was looked at, where more are to come.
     pub(super) looked_up_to: InstanceId,
+    pub(super) returning: Returning,
 }
 
 /// Answers a request that no machine gets to see.
@@ -147,6 +150,7 @@ impl<M: Machine> Core<M> {
             counts: Counts::default(),
             looked_at: clock::now(),
             looked_up_to: InstanceId(0),
+            returning: Returning::default(),
         }
     }
 
@@ -189,7 +193,7 @@ impl<M: Machine> Core<M> {
         for id in self.watches.due(now) {
             self.check_watch(now, id);
         }
-        self.look_at_resting(now);
+        self.look_at_returning(now);
         self.look_at_lasting(now);
         self.settle(now);
     }
@@ -201,7 +205,7 @@ impl<M: Machine> Core<M> {
     }
 
     pub(super) fn next_wake(&self) -> Option<Time> {
-        [self.machine.next_wake(), self.watches.next(), self.next_look(), self.next_sample()].into_iter().flatten().min()
+        [self.machine.next_wake(), self.watches.next(), self.returning.next(), self.next_sample()].into_iter().flatten().min()
     }
 
     fn run_actions(&mut self, now: Time) {
@@ -333,10 +337,10 @@ impl<M: Machine> Core<M> {
     }
 
     /// The instance's threads have the class the machine asked for.
-    pub(super) fn placed(&mut self, instance: InstanceId) {
-        if self.instances.get_mut(&instance).is_some_and(Instance::placed) {
+    pub(super) fn placed(&mut self, instance: InstanceId, on: Placement, threads: Vec<Pid>) {
+        self.keep_threads(instance, threads);
+        if self.instances.get_mut(&instance).is_some_and(|known| known.placed(on)) {
             self.note_start(instance);
-            self.rests(instance);
             self.event(Event::Ready { instance });
         }
     }
@@ -604,6 +608,10 @@ impl<M: Machine> Core<M> {
         if !known.move_to(on) {
             return;
         }
+        match on {
+            Placement::RealTime { priority, .. } => return known.work_at(priority),
+            Placement::BestEffort => known.give_up_class(),
+        }
         let Some(running) = known.running.clone() else { return };
         if self.links.order(Order::Place { instance, running, on }).is_err() {
             // The class could not be changed in time: what holds a wrong class must not go on.
@@ -697,6 +705,7 @@ impl<M: Machine> Core<M> {
         self.settle_usage(clock::now(), instance);
         self.event(Event::Gone { instance });
         self.instances.remove(&instance);
+        self.returning.remove(instance);
     }
 
     /// Adds what an instance held and used up to now to its function's sums, and begins anew.

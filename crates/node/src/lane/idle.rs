@@ -1,110 +1,204 @@
-//! Holds instances of guaranteed functions to what the analysis of response times takes for granted: between invocations
-//! they use next to nothing of their core.
+//! Between invocations an instance of a guaranteed function is of ordinary class.
 //!
-//! An instance rests from the answer to one invocation until the next is handed to it. Its threads keep their real-time
-//! class meanwhile, so a thread that loops would take the core from everything below it. A hundred times a second the lane
-//! looks at the CPU time of resting instances, 64 in turn; one above its budget is killed and replaced, and its function's log
-//! says why. With up to 64 instances that is within 10 ms after the budget is used up. The analysis has no term for either.
+//! Its threads are real-time from the moment an invocation is handed to it until it asks for the next one, and no longer: so
+//! what it does between invocations (timers, collecting garbage, threads of its own) delays nobody, and the analysis of response
+//! times needs no term for it. It runs then at the lowest nice value, beside best effort, on the instance's core.
+//!
+//! From its answer until it asks again an instance may use what the invocation left of its CPU budget, and what admission
+//! charges for a runtime's work around the handler. One that uses more, or does not ask for long, loses its class until it asks.
 
 use std::time::Duration;
 
-use model::{InstanceId, Time};
+use engine::port::Placement;
+use model::{InstanceId, Runtime, Time};
+use rustix::process::Pid;
 
 use super::core::Core;
+use super::instance::Instance;
 use super::machine::Machine;
+use super::watch::SAMPLING;
+use crate::budget::Budget;
 use crate::lanes::Lane;
+use crate::runtime_cost;
 
-/// CPU time an instance may use while it rests, in each [`WINDOW`].
-const REST_CPU_MAX: Duration = Duration::from_millis(20);
-/// More of it for every invocation that ended in the window: a runtime has to ask for the next one.
-const REST_CPU_PER_RETURN: Duration = Duration::from_millis(1);
-const WINDOW: Duration = Duration::from_secs(1);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Instances looked at in one look: about a microsecond each.
-const LOOKED_AT: usize = 64;
+/// Looks at instances that answered and did not ask, per second and at once, that admission accounts for.
+pub(crate) const LOOKS_PER_SECOND: u32 = 500;
+pub(crate) const LOOKS_AT_ONCE: u32 = 4;
+/// Until when an instance asks that is pushed aside meanwhile.
+const RETURN_MAX: Duration = Duration::from_millis(50);
 
-/// What an instance used while it rested, in the current window.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rest {
-    window: Time,
-    /// The CPU time of its program up to which its rest is accounted; `None` while it starts or runs an invocation.
-    counted: Option<Duration>,
-    used: Duration,
-    allowed: Duration,
+/// Threads of an instance that are real-time while it works: as many as admission charges for. Those beyond, in the order in
+/// which the program began them, stay ordinary.
+pub(crate) const fn threads_with_class(runtime: Runtime) -> u32 {
+    match runtime {
+        Runtime::Python => 8,
+        Runtime::NodeJs => 12,
+        Runtime::Provided => 16,
+    }
 }
 
-impl Default for Rest {
+/// What an instance does, as far as its class depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It starts, or waits for an invocation.
+    Resting,
+    /// It has an invocation. Until it asks for the next its program may have used so much CPU in all.
+    Working { cpu_max: Duration },
+    /// It answered, and has not asked yet.
+    Returning { cpu_max: Duration, since: Time, look: Time },
+    /// The same, but it has lost its class.
+    Late,
+}
+
+impl Phase {
+    /// At an answer, or at a look after it: when to look, or that the class is lost.
+    fn returning(since: Time, now: Time, (cpu, cpu_max): (Duration, Duration)) -> Self {
+        let left = cpu_max.saturating_sub(cpu);
+        if left.is_zero() || RETURN_MAX <= now.since(since) {
+            return Self::Late;
+        }
+        Self::Returning { cpu_max, since, look: now + left.max(SAMPLING) }
+    }
+}
+
+/// Instances that answered and have not asked yet.
+#[derive(Debug)]
+pub(super) struct Returning {
+    instances: Vec<(Time, InstanceId)>,
+    looks: Budget,
+}
+
+impl Default for Returning {
     fn default() -> Self {
-        Self { window: Time::ZERO, counted: None, used: Duration::ZERO, allowed: REST_CPU_MAX }
+        Self { instances: Vec::new(), looks: Budget::new(LOOKS_PER_SECOND, LOOKS_AT_ONCE) }
     }
 }
 
-impl Rest {
-    /// It is ready for its first invocation.
-    pub(super) fn begin(&mut self, cpu: Duration) {
-        self.counted = Some(cpu);
+impl Returning {
+    fn set(&mut self, instance: InstanceId, look: Time) {
+        self.instances.push((look, instance));
     }
 
-    /// It answered an invocation.
-    pub(super) fn begin_again(&mut self, cpu: Duration) {
-        self.counted = Some(cpu);
-        self.allowed += REST_CPU_PER_RETURN;
-    }
-
-    /// It is handed an invocation.
-    pub(super) fn end(&mut self, cpu: Duration) {
-        self.count(cpu);
-        self.counted = None;
-    }
-
-    fn count(&mut self, cpu: Duration) {
-        if let Some(counted) = &mut self.counted {
-            self.used += cpu.saturating_sub(*counted);
-            *counted = cpu;
+    pub(super) fn remove(&mut self, instance: InstanceId) {
+        if let Some(at) = self.instances.iter().position(|(_, known)| *known == instance) {
+            self.instances.swap_remove(at);
         }
     }
 
-    /// Accounts up to now. Returns what it used in this window when that is more than it may.
-    fn look(&mut self, now: Time, cpu: Duration) -> Option<Duration> {
-        self.count(cpu);
-        let over = (self.allowed < self.used).then_some(self.used);
-        if WINDOW <= now.since(self.window) {
-            *self = Self { window: now, counted: self.counted, ..Self::default() };
+    pub(super) fn next(&self) -> Option<Time> {
+        self.instances.iter().map(|(look, _)| *look).min()
+    }
+
+    fn take_due(&mut self, now: Time) -> Option<InstanceId> {
+        let at = self.instances.iter().position(|(look, _)| *look <= now)?;
+        Some(self.instances.swap_remove(at).1)
+    }
+}
+
+impl Instance {
+    /// It is handed an invocation: its program has used `cpu` so far, and may use `budget` for this one.
+    pub(super) fn work(&mut self, cpu: Duration, budget: Duration) {
+        self.phase = Phase::Working { cpu_max: cpu + budget + runtime_cost::LEAST };
+        self.raise();
+    }
+
+    /// Its priority is another one now; while it rests, the next invocation brings it.
+    pub(super) fn work_at(&mut self, priority: u8) {
+        match (self.phase, &self.running) {
+            (Phase::Working { .. } | Phase::Returning { .. }, Some(_)) => self.raise_to(priority),
+            (Phase::Resting | Phase::Late, _) | (_, None) => {}
         }
-        over
+    }
+
+    /// It goes on as best effort.
+    pub(super) fn give_up_class(&mut self) {
+        self.lower();
+        self.threads.clear();
+    }
+
+    fn raise(&mut self) {
+        match self.on {
+            Placement::RealTime { priority, .. } => self.raise_to(priority),
+            Placement::BestEffort => {}
+        }
+    }
+
+    fn raise_to(&mut self, priority: u8) {
+        let raised = self.running.as_ref().map_or(Ok(()), |running| running.raise(&self.threads, priority));
+        if raised.is_err() {
+            // Without its class it keeps no promise.
+            self.kill();
+        }
+    }
+
+    fn lower(&mut self) {
+        let lowered = self.running.as_ref().map_or(Ok(()), |running| running.lower(&self.threads));
+        if lowered.is_err() {
+            // What holds a class that it must not have must not go on.
+            self.kill();
+        }
     }
 }
 
 impl<M: Machine> Core<M> {
-    /// When resting instances are looked at next.
-    pub(super) fn next_look(&self) -> Option<Time> {
-        let watched = self.lane == Lane::Guaranteed && !self.instances.is_empty();
-        watched.then(|| self.looked_at + LOOK_EVERY)
-    }
-
-    /// Kills instances that used too much while they rested.
-    pub(super) fn look_at_resting(&mut self, now: Time) {
-        if self.next_look().is_none_or(|at| now < at) {
-            return;
+    /// The instance's threads are placed. Its class comes with its next invocation, or now where it has one.
+    pub(super) fn keep_threads(&mut self, instance: InstanceId, mut threads: Vec<Pid>) {
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        let (found, most) = (threads.len(), threads_with_class(known.runtime) as usize);
+        threads.truncate(most);
+        known.threads = threads;
+        match known.phase {
+            Phase::Working { .. } => known.raise(),
+            Phase::Resting | Phase::Returning { .. } | Phase::Late => {}
         }
-        self.looked_at = now;
-        let mut over: Vec<(InstanceId, Duration)> = Vec::new();
-        let after = std::mem::replace(&mut self.looked_up_to, InstanceId(0));
-        let beyond = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
-        for (nth, (id, instance)) in self.instances.range_mut(beyond).take(LOOKED_AT).enumerate() {
-            // After the last one it begins anew.
-            self.looked_up_to = if nth + 1 == LOOKED_AT { *id } else { InstanceId(0) };
-            let Some(running) = &instance.running else { continue };
-            over.extend(instance.rest.look(now, running.cpu_time()).map(|used| (*id, used)));
-        }
-        for (instance, used) in over {
+        if most < found {
             let text = format!(
-                "killed: it used {used:?} of CPU between invocations within {WINDOW:?}; an instance of a guaranteed function \
-                 may use {REST_CPU_MAX:?}, because nothing is reserved for that"
+                "it has {found} threads when it is ready: the first {most} are real-time while it works, the others never. Start \
+                 threads that an invocation does not need after the first one, or fewer of them"
             );
             self.tell(instance, text);
-            if let Some(known) = self.instances.get_mut(&instance) {
-                known.kill();
+        }
+    }
+
+    /// The instance answered. Called in the guaranteed lane's order of events, before anything else of that instance is seen.
+    pub(super) fn returns(&mut self, now: Time, instance: InstanceId, cpu: Duration) {
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        let Phase::Working { cpu_max } = known.phase else { return };
+        known.phase = Phase::returning(now, now, (cpu, cpu_max));
+        self.follow_return(instance);
+    }
+
+    fn follow_return(&mut self, instance: InstanceId) {
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        match known.phase {
+            Phase::Returning { look, .. } if self.lane == Lane::Guaranteed && !known.threads.is_empty() => {
+                self.returning.set(instance, look);
+            }
+            Phase::Late => known.lower(),
+            Phase::Returning { .. } | Phase::Resting | Phase::Working { .. } => {}
+        }
+    }
+
+    /// The instance asked for its next invocation.
+    pub(super) fn rests(&mut self, instance: InstanceId) {
+        self.returning.remove(instance);
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        let before = std::mem::replace(&mut known.phase, Phase::Resting);
+        match before {
+            Phase::Working { .. } | Phase::Returning { .. } => known.lower(),
+            Phase::Resting | Phase::Late => {}
+        }
+    }
+
+    /// Looks at instances that are to have asked by now.
+    pub(super) fn look_at_returning(&mut self, now: Time) {
+        while let Some(instance) = self.returning.take_due(now) {
+            let cpu = self.cpu_time(instance);
+            let affordable = self.returning.looks.spend(now).is_ok();
+            let Some(known) = self.instances.get_mut(&instance) else { continue };
+            if let Phase::Returning { cpu_max, since, .. } = known.phase {
+                known.phase = if affordable { Phase::returning(since, now, (cpu, cpu_max)) } else { Phase::Late };
+                self.follow_return(instance);
             }
         }
     }
@@ -117,14 +211,6 @@ impl<M: Machine> Core<M> {
         }
         let running = self.instances.get(&instance).and_then(|known| known.running.as_ref());
         running.map_or(Duration::ZERO, |running| running.cpu_time())
-    }
-
-    /// The instance has its class and waits for its first invocation.
-    pub(super) fn rests(&mut self, instance: InstanceId) {
-        let cpu = self.cpu_time(instance);
-        if let Some(known) = self.instances.get_mut(&instance) {
-            known.rest.begin(cpu);
-        }
     }
 }
 
@@ -141,35 +227,28 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_rests_uses_its_budget_and_no_more() {
-        let mut rest = Rest::default();
-        rest.begin(ms(500));
-        assert_eq!(rest.look(at(100), ms(520)), None);
-        assert_eq!(rest.look(at(200), ms(521)), Some(ms(21)));
+    fn who_answered_may_use_what_is_left_before_it_asks() {
+        let phase = Phase::returning(at(100), at(100), (ms(7), ms(10)));
+        assert_eq!(phase, Phase::Returning { cpu_max: ms(10), since: at(100), look: at(103) });
+        assert_eq!(Phase::returning(at(100), at(103), (ms(10), ms(10))), Phase::Late);
+        assert_eq!(Phase::returning(at(100), at(100), (ms(11), ms(10))), Phase::Late);
     }
 
     #[test]
-    fn a_new_window_brings_a_new_budget() {
-        let mut rest = Rest::default();
-        rest.begin(ms(0));
-        assert_eq!(rest.look(at(1_000), ms(20)), None);
-        assert_eq!(rest.look(at(1_100), ms(40)), None);
-        assert_eq!(rest.look(at(2_000), ms(41)), Some(ms(21)));
+    fn who_does_not_ask_for_long_loses_its_class_though_it_uses_nothing() {
+        assert_ne!(Phase::returning(at(100), at(149), (ms(7), ms(10))), Phase::Late);
+        assert_eq!(Phase::returning(at(100), at(150), (ms(7), ms(10))), Phase::Late);
     }
 
     #[test]
-    fn what_an_invocation_uses_is_not_rest() {
-        let mut rest = Rest::default();
-        rest.begin(ms(0));
-        rest.end(ms(1));
-        assert_eq!(rest.look(at(100), ms(900)), None);
-        rest.begin_again(ms(900));
-        assert_eq!(rest.look(at(200), ms(920)), None, "the return gave one more millisecond");
-        assert_eq!(rest.look(at(300), ms(921)), Some(ms(22)));
-    }
-
-    #[test]
-    fn an_instance_that_starts_is_not_looked_at() {
-        assert_eq!(Rest::default().look(at(100), ms(5_000)), None);
+    fn looks_come_when_they_are_due_and_not_for_who_asked() {
+        let mut returning = Returning::default();
+        returning.set(InstanceId(1), at(5));
+        returning.set(InstanceId(2), at(3));
+        assert_eq!(returning.next(), Some(at(3)));
+        assert_eq!(returning.take_due(at(4)), Some(InstanceId(2)));
+        assert_eq!(returning.take_due(at(4)), None);
+        returning.remove(InstanceId(1));
+        assert_eq!(returning.next(), None);
     }
 }

@@ -10,9 +10,10 @@ use http::{HeaderValue, Response};
 use model::{FunctionKey, InvocationId, Runtime, Time};
 use runtime::api::{ConnectionId, Session};
 use runtime::sys::clock;
+use rustix::process::Pid;
 use tokio::sync::oneshot;
 
-use super::idle::Rest;
+use super::idle::Phase;
 use super::links::Wanted;
 use super::paced::Shared;
 use super::ration::Ration;
@@ -28,6 +29,7 @@ pub(super) type Held = (Response<Bytes>, InvocationId);
 
 pub(super) struct Instance {
     pub(super) function: FunctionKey,
+    pub(super) runtime: Runtime,
     pub(super) on: Placement,
     pub(super) running: Option<Arc<Running>>,
     pub(super) session: Session,
@@ -54,7 +56,9 @@ pub(super) struct Instance {
     /// Since when its existence is not yet counted, and the time it ran invocations since then.
     pub(super) held_since: Time,
     pub(super) used: Duration,
-    pub(super) rest: Rest,
+    /// Those that are real-time while it works. None where nobody may be, and while it is demoted.
+    pub(super) threads: Vec<Pid>,
+    pub(super) phase: Phase,
     pub(super) sampling: Sampling,
     pub(super) ration: Ration,
 }
@@ -81,6 +85,7 @@ impl Instance {
         let now = clock::now();
         Self {
             function,
+            runtime,
             on,
             running: None,
             session: Session::new(),
@@ -99,7 +104,8 @@ impl Instance {
             answered: None,
             held_since: now,
             used: Duration::ZERO,
-            rest: Rest::default(),
+            threads: Vec::new(),
+            phase: Phase::Resting,
             sampling: Sampling::default(),
             ration: Ration::new(runtime),
         }
@@ -182,10 +188,11 @@ impl Instance {
         self.began.take().map(|began| now.since(began))
     }
 
-    /// Its class was set. Returns whether it waited for that to be ready.
-    pub(super) fn placed(&mut self) -> bool {
-        let waited = self.class == Settling::Placing;
+    /// Its placement was seen to. Returns whether it waited for that to be ready.
+    pub(super) fn placed(&mut self, on: Placement) -> bool {
+        let waited = self.class == Settling::Placing && matches!(on, Placement::RealTime { .. });
         if waited {
+            self.phase = Phase::Resting;
             self.class = Settling::Settled;
         }
         waited

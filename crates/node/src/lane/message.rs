@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use engine::port::{Deployment, Reservation};
+use engine::port::{Deployment, Placement, Reservation};
 use journal::record::Counters;
 use model::{FunctionKey, FunctionName, InstanceId, InvocationId, Time};
 use runtime::launcher::Exit;
+use rustix::process::Pid;
 use tokio::sync::oneshot;
 
 use super::Usage;
@@ -99,6 +100,9 @@ pub(crate) enum News {
     /// The instance's threads are where the lane wanted them.
     Placed {
         instance: InstanceId,
+        on: Placement,
+        /// Those that become real-time with each invocation; none where there is no such class.
+        threads: Vec<Pid>,
     },
     Gap(Gap),
 }

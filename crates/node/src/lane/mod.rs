@@ -8,7 +8,7 @@ mod client;
 mod core;
 pub(crate) mod counts;
 mod delays;
-mod idle;
+pub(crate) mod idle;
 mod instance;
 pub(crate) mod links;
 mod machine;
@@ -295,7 +295,7 @@ fn news_of<M: Machine>(lane: &Rc<Lane<M>>, news: News) {
         }
         News::NotStarted { instance } => lane.with(|core| core.gone(instance)),
         News::StartFailed { instance, failure } => lane.with(|core| core.start_failed(instance, &failure)),
-        News::Placed { instance } => lane.with(|core| core.placed(instance)),
+        News::Placed { instance, on, threads } => lane.with(|core| core.placed(instance, on, threads)),
         News::Gap(gap) => lane.with(|core| core.gap(clock::now(), gap)),
     }
 }

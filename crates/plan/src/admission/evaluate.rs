@@ -149,7 +149,7 @@ fn units<'a>(capacity: &NodeCapacity, placed: &'a [Placed]) -> Vec<Unit<'a>> {
         // The kernel may let a job use its whole budget and no more; what it does not execute it may wait.
         let (throttled, period) = throttling(capacity, &it.demand);
         let own_time = cost + terms.max_run_time.saturating_sub(terms.cpu_budget()) + throttled + period;
-        let front_cost = capacity.front_cost + capacity.connection_cost.saturating_mul(it.demand.connections);
+        let front_cost = front::cost(capacity, &it.demand);
         let urgency = terms.start_within.saturating_add(terms.max_run_time);
         match index.get(&unit_key(&it.demand)) {
             Some(known) => {

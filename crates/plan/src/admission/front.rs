@@ -7,13 +7,25 @@
 
 use std::time::Duration;
 
+use model::Level;
+
 use super::evaluate::Unit;
-use super::{Budgeted, NodeCapacity};
+use super::{Budgeted, Demand, NodeCapacity};
 use crate::flow::Flow;
 use crate::response::{Bound, Delayed, Interference, busy_period};
 
 /// Delays are rounded up to a multiple of this, so that few steps lead to the fixed point.
 const STEP: Duration = Duration::from_micros(250);
+
+/// What the front does for one invocation.
+pub(super) fn cost(capacity: &NodeCapacity, demand: &Demand) -> Duration {
+    let connections = capacity.connection_cost.saturating_mul(demand.connections);
+    let threads = match capacity.level {
+        Level::Hard => capacity.thread_cost.saturating_mul(demand.threads),
+        Level::Soft => Duration::ZERO,
+    };
+    capacity.front_cost.saturating_add(connections).saturating_add(threads)
+}
 
 /// What the front does beside invocations, and the probe on its core.
 pub(super) fn beside(capacity: &NodeCapacity) -> impl Iterator<Item = Interference> {

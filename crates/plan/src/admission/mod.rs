@@ -57,6 +57,8 @@ pub struct NodeCapacity {
     pub front_cost: Duration,
     /// What the front uses beside that for each connection that an invocation's instance opens to its Runtime API.
     pub connection_cost: Duration,
+    /// What the front uses beside that for each thread whose class changes with an invocation.
+    pub thread_cost: Duration,
     /// The share of its core the front may use for guaranteed invocations and `front_budgets`, in thousandths.
     pub front_limit_thousandths: u16,
     /// What else the front may do (accepting connections, excess, starts); it stops there.
@@ -112,6 +114,8 @@ pub struct Demand {
     pub instance_cost: Duration,
     /// Connections to its Runtime API that an instance may open for each invocation.
     pub connections: u32,
+    /// Threads of an instance that are real-time while it works, at most.
+    pub threads: u32,
 }
 
 impl Demand {

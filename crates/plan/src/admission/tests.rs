@@ -18,6 +18,7 @@ fn ideal() -> NodeCapacity {
         front_cost: Duration::ZERO,
         front_limit_thousandths: NodeCapacity::FRONT_LIMIT_THOUSANDTHS,
         connection_cost: Duration::ZERO,
+        thread_cost: Duration::ZERO,
         front_budgets: Vec::new(),
         tick: nothing,
         context_switch: Duration::ZERO,
@@ -37,6 +38,7 @@ fn real() -> NodeCapacity {
     NodeCapacity {
         front_cost: Duration::from_micros(150),
         connection_cost: Duration::from_micros(20),
+        thread_cost: Duration::from_micros(2),
         front_budgets: vec![
             Budgeted { rate: "100/s".parse().unwrap(), burst: Burst::ONE, cost: Duration::from_micros(500) },
             Budgeted { rate: "200/s".parse().unwrap(), burst: Burst::new(4).unwrap(), cost: Duration::from_micros(100) },
@@ -62,6 +64,7 @@ fn demand(name: &str, pairs: &[(&str, &str)]) -> Demand {
         recycle: Duration::from_millis(1),
         instance_cost: Duration::ZERO,
         connections: 0,
+        threads: 0,
     }
 }
 
@@ -360,7 +363,8 @@ fn stages(capacity: &NodeCapacity, grant: &Grant, shard: Shard) -> (Vec<Stage>, 
     let cost = ns(terms.cpu_budget());
     let pieces = vec![(1, ns(terms.max_run_time) - cost), (cost - 1 + overhead, 0)];
     let here = Stage { core: shard.core, level: 61 - u32::from(shard.priority), pieces };
-    let front_cost = capacity.front_cost + capacity.connection_cost * grant.demand.connections;
+    let front_cost =
+        capacity.front_cost + capacity.connection_cost * grant.demand.connections + capacity.thread_cost * grant.demand.threads;
     if front_cost.is_zero() {
         return (vec![here], 0);
     }
@@ -415,7 +419,7 @@ proptest! {
         let mut book = Book::new(if costs { real() } else { ideal() }).unwrap();
         for (index, terms) in asked.into_iter().enumerate() {
             let connections = u32::try_from(index % 3).unwrap();
-            if let Ok((next, _)) = book.admit(&Demand { connections, ..stated(index, terms) }) {
+            if let Ok((next, _)) = book.admit(&Demand { connections, threads: connections * 4, ..stated(index, terms) }) {
                 book = next;
             }
         }

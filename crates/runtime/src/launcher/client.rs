@@ -79,7 +79,7 @@ impl Handle {
     }
 
     /// Gives all threads of the program a class and cores, as [`place`] does, unless it is dead: its id may be another's then.
-    pub fn place(&self, program: Pid, placement: Placement) -> Result<usize, sched::Error> {
+    pub fn place(&self, program: Pid, placement: Placement) -> Result<Vec<Pid>, sched::Error> {
         if self.program.is_dead() {
             return Err(sched::Error::Dead { process: program.as_raw_nonzero().get() });
         }
@@ -124,14 +124,14 @@ impl Started {
     }
 
     /// Gives all threads of the program a class and cores.
-    pub fn place(&self, placement: Placement) -> Result<usize, sched::Error> {
+    pub fn place(&self, placement: Placement) -> Result<Vec<Pid>, sched::Error> {
         place(self.program, placement)
     }
 }
 
-/// Gives all threads of an instance's program a class and cores. Threads it starts later are of the ordinary class. An
+/// Gives all threads of an instance's program a class and cores, and returns them. Threads it starts later are of the ordinary class. An
 /// instance started as [`Placement::BestEffort`] cannot become real-time: its cpu group may grant none of that.
-pub fn place(program: Pid, placement: Placement) -> Result<usize, sched::Error> {
+pub fn place(program: Pid, placement: Placement) -> Result<Vec<Pid>, sched::Error> {
     sched::set_process(program, placement.class(), &placement.cores(&every_core()))
 }
 

@@ -62,17 +62,16 @@ pub fn set_cores(thread: Pid, cores: &[u16]) -> Result<(), Error> {
     })
 }
 
-/// Gives every thread of a process a class and cores, including threads it starts meanwhile. Returns how many it has.
-/// Cost: two system calls per thread and two listings of `/proc/PID/task`.
-pub fn set_process(process: Pid, class: Class, cores: &[u16]) -> Result<usize, Error> {
-    let mut done: Vec<i32> = Vec::new();
+/// Gives every thread of a process a class and cores, including threads it starts meanwhile. Returns its threads, in the order
+/// in which they were found. Cost: two system calls per thread and two listings of `/proc/PID/task`.
+pub fn set_process(process: Pid, class: Class, cores: &[u16]) -> Result<Vec<Pid>, Error> {
+    let mut done: Vec<Pid> = Vec::new();
     for _ in 0..ROUNDS_MAX {
-        let new: Vec<i32> = threads(process)?.into_iter().filter(|thread| !done.contains(thread)).collect();
+        let new: Vec<Pid> = threads(process)?.into_iter().filter(|thread| !done.contains(thread)).collect();
         if new.is_empty() {
-            return Ok(done.len());
+            return Ok(done);
         }
-        for raw in new {
-            let Some(thread) = Pid::from_raw(raw) else { continue };
+        for thread in new {
             // Without the privilege a thread of another user cannot be placed, but may be where it belongs already.
             let placed = if is_placed(thread, class, cores) {
                 Ok(())
@@ -84,10 +83,45 @@ pub fn set_process(process: Pid, class: Class, cores: &[u16]) -> Result<usize, E
                 Err(Error::Class { source, .. } | Error::Cores { source, .. }) if is_gone(&source) => {}
                 Err(error) => return Err(error),
             }
-            done.push(raw);
+            done.push(thread);
         }
     }
     Err(Error::Unsettled { process: process.as_raw_nonzero().get(), rounds: ROUNDS_MAX })
+}
+
+/// Makes threads of a process real-time at `priority`, and leaves their cores as they are. Those that have ended are passed over:
+/// their numbers may be others' now. Cost: two system calls per thread, together about a microsecond.
+pub fn raise(process: Pid, threads: &[Pid], priority: u8) -> Result<(), Error> {
+    each(process, threads, Class::Fifo { priority })
+}
+
+/// Makes threads of a process ordinary again, with the nice value they had. As [`raise`] otherwise.
+pub fn lower(process: Pid, threads: &[Pid]) -> Result<(), Error> {
+    each(process, threads, Class::Other { nice: 0 })
+}
+
+fn each(process: Pid, threads: &[Pid], class: Class) -> Result<(), Error> {
+    for thread in threads {
+        if !is_thread_of(process, *thread) {
+            continue;
+        }
+        match set_policy_of(*thread, class) {
+            Err(source) if !is_gone(&source) => {
+                return Err(Error::Class { thread: thread.as_raw_nonzero().get(), class, source });
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a thread is alive and of this process. The number of one that ended a moment ago names nobody yet: the kernel
+/// gives out all others first.
+fn is_thread_of(process: Pid, thread: Pid) -> bool {
+    let (process, thread) = (process.as_raw_nonzero().get(), thread.as_raw_nonzero().get());
+    // SAFETY: signal 0 is sent to nobody, and no memory is passed; the kernel checks both numbers.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, 0) };
+    sent == 0
 }
 
 fn is_placed(thread: Pid, class: Class, cores: &[u16]) -> bool {
@@ -202,13 +236,13 @@ fn group_runtime_us() -> Option<i64> {
     read("cpu").or_else(|| read("cpu,cpuacct"))?.trim().parse().ok()
 }
 
-fn threads(process: Pid) -> Result<Vec<i32>, Error> {
+fn threads(process: Pid) -> Result<Vec<Pid>, Error> {
     let raw = process.as_raw_nonzero().get();
     let error = |source| Error::Threads { process: raw, source };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{raw}/task")).map_err(error)? {
         let name = entry.map_err(error)?.file_name();
-        found.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+        found.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()).and_then(Pid::from_raw));
     }
     Ok(found)
 }
@@ -218,16 +252,21 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 fn set_class(thread: Pid, class: Class) -> io::Result<()> {
+    set_policy_of(thread, class)?;
+    match class {
+        Class::Fifo { .. } => Ok(()),
+        Class::Other { nice } => Ok(rustix::process::setpriority_process(Some(thread), i32::from(nice))?),
+    }
+}
+
+/// Sets all of a class but its nice value.
+fn set_policy_of(thread: Pid, class: Class) -> io::Result<()> {
     let (policy, priority) = match class {
         Class::Fifo { priority } => (libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, i32::from(priority)),
         // The flag stays: without the capability the kernel does not let it go.
         Class::Other { .. } => (libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, 0),
     };
-    set_policy(thread, policy, priority)?;
-    match class {
-        Class::Fifo { .. } => Ok(()),
-        Class::Other { nice } => Ok(rustix::process::setpriority_process(Some(thread), i32::from(nice))?),
-    }
+    set_policy(thread, policy, priority)
 }
 
 fn set_policy(thread: Pid, policy: i32, priority: i32) -> io::Result<()> {
@@ -300,11 +339,29 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = Pid::from_child(&child);
         let core = cores().unwrap()[0];
-        assert_eq!(set_process(process, Class::Other { nice: 5 }, &[core]).unwrap(), 1);
+        assert_eq!(set_process(process, Class::Other { nice: 5 }, &[core]).unwrap(), [process]);
         assert_eq!(class_of(process).unwrap(), Some(Class::Other { nice: 5 }));
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(matches!(set_process(process, Class::Other { nice: 5 }, &[core]), Err(Error::Threads { .. })));
+    }
+
+    #[test]
+    fn a_process_is_raised_and_lowered_with_its_nice_value_and_threads_of_others_are_let_be() {
+        with_fifo(|| {
+            let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            let process = Pid::from_child(&child);
+            let threads = set_process(process, Class::Other { nice: 7 }, &[cores().unwrap()[0]]).unwrap();
+            raise(process, &threads, 4).unwrap();
+            assert_eq!(class_of(process).unwrap(), Some(Class::Fifo { priority: 4 }));
+            lower(process, &threads).unwrap();
+            assert_eq!(class_of(process).unwrap(), Some(Class::Other { nice: 7 }));
+            raise(rustix::process::getpid(), &threads, 4).unwrap();
+            assert_eq!(class_of(process).unwrap(), Some(Class::Other { nice: 7 }), "it is no thread of ours");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            raise(process, &threads, 4).unwrap();
+        });
     }
 
     #[test]
