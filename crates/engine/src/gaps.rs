@@ -40,6 +40,15 @@ impl Gaps {
         gaps.flat_map(|gaps| gaps.iter().rev()).any(|gap| gap.0 < until && from < gap.1)
     }
 
+    /// How much of the core, or of the front's, was taken away by gaps that reach into the time between the two instants, and
+    /// when the last of them ended.
+    pub(crate) fn between(&self, core: u16, from: Time, until: Time) -> (Duration, Option<Time>) {
+        let front = Some(FRONT_CORE).filter(|front| *front != core);
+        let gaps = [Some(core), front].into_iter().flatten().filter_map(|core| self.cores.get(&core)).flatten();
+        let within = gaps.filter(|gap| gap.0 < until && from < gap.1);
+        within.fold((Duration::ZERO, None), |(taken, last), gap| (taken + gap.1.since(gap.0), last.max(Some(gap.1))))
+    }
+
     /// How much a new gap of a core takes from the functions of `home` that was not taken from them yet. They need their own
     /// core and the front's: time in which both were gone counts once.
     #[must_use]

@@ -15,6 +15,7 @@ pub mod shared;
 #[cfg(test)]
 mod hostile;
 mod restarts;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod verdict;

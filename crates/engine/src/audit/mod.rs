@@ -16,6 +16,7 @@ mod report;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use dispatch::Pacer;
 use journal::record::{Counters, GuaranteeGiven, Invocation, Record};
@@ -25,6 +26,7 @@ use self::line::{Left, Line, Tail, Terms};
 use self::numbers::Numbers;
 pub use self::report::{Contradiction, Finding, Problem, Report, Verdict};
 use crate::gaps::Gaps;
+use crate::shadow::{self, Runs};
 use crate::verdict::{Bounds, count, started};
 
 /// Numbers, slots, claims or records that may be unsettled at once, for each function and kind.
@@ -45,6 +47,7 @@ pub struct Audit {
     /// Counts the changes of terms, to tell newer ones from older ones.
     given: u64,
     gaps: Gaps,
+    runs: Runs,
     /// Steal without a gap so far; the gap may be written later.
     steals: VecDeque<Invocation>,
     /// Records whose terms are not written yet.
@@ -68,6 +71,7 @@ enum Phase {
 #[derive(Debug)]
 struct Promise {
     bounds: Bounds,
+    urgency: Duration,
     has_deadline: bool,
     numbers: Numbers,
     counters: Counters,
@@ -145,6 +149,7 @@ impl Audit {
             self.close(key, promise, tail);
         }
         self.gaps = Gaps::default();
+        self.runs = Runs::default();
         self.latest = Time::ZERO;
         self.lost = false;
     }
@@ -197,7 +202,9 @@ impl Audit {
         };
         let counters = Counters { function: key.0.to_string(), generation: key.1, ..Counters::default() };
         let has_deadline = given.terms.deadline.is_some();
-        let promise = Promise { bounds, has_deadline, numbers: Numbers::default(), counters, unwritten: 0, ended: false, pacing };
+        let urgency = shadow::urgency(&given.terms);
+        let numbers = Numbers::default();
+        let promise = Promise { bounds, urgency, has_deadline, numbers, counters, unwritten: 0, ended: false, pacing };
         self.promises.insert(key.clone(), promise);
         self.close_oldest(&key.0);
         self.retry_early(&key);
@@ -251,6 +258,7 @@ impl Audit {
             return;
         };
         count(&mut promise.counters, promise.bounds, record);
+        let urgency = promise.urgency;
         let mut problems = Vec::new();
         if !promise.numbers.note(record.sequence) {
             problems.push(Problem::SequenceTwice);
@@ -272,6 +280,7 @@ impl Audit {
         }
         self.note_all(found);
         self.check_steal(record);
+        self.runs.note(record, urgency);
     }
 
     fn check_steal(&mut self, record: &Invocation) {
@@ -286,12 +295,13 @@ impl Audit {
         self.steals.push_back(record.clone());
     }
 
-    /// A gap of its core lies between its due start and its start, or its end where that was what came late.
+    /// A gap of its core lies between its due start and its start, or its end where that was what came late; or the core had not
+    /// caught up after one when it was due.
     fn proven_steal(&self, record: &Invocation) -> bool {
-        let promise = self.promises.get(&(record.function.clone(), record.generation));
-        let late_end = promise.is_some_and(|promise| promise.bounds.late_end(record));
-        let until = if late_end { record.ended } else { started(record).unwrap_or(record.ended) };
+        let Some(promise) = self.promises.get(&(record.function.clone(), record.generation)) else { return false };
+        let until = if promise.bounds.late_end(record) { record.ended } else { started(record).unwrap_or(record.ended) };
         Bounds::due(record).is_some_and(|due| self.gaps.overlap(record.core, due, until))
+            || shadow::reaches(&self.gaps, &self.runs, record, (promise.bounds, promise.urgency))
     }
 
     fn gap(&mut self, core: u16, from: Time, until: Time) {

@@ -5,9 +5,10 @@ use std::time::Duration;
 use model::{Cause, End, InstanceId, InvocationId, Level, OnOverrun, Time};
 
 use super::fleet::State;
-use super::promise::{Facts, Missing, Promise};
+use super::promise::{Facts, Missing, Promise, PromiseId};
 use super::{Engine, Invocation, Timer, Unproven};
 use crate::port::{Action, Placement, Refusal};
+use crate::shadow;
 use crate::verdict::{Bounds, started};
 
 impl Engine {
@@ -184,7 +185,8 @@ impl Engine {
             Some(Missing::Lost { from, until }) if late_start => Some((from, until)),
             Some(Missing::Lost { .. } | Missing::Unstarted | Missing::Never) | None => None,
         };
-        let unproven = Unproven { record, promise: facts.promise, otherwise, lost };
+        let in_line = !matches!(facts.waited, Some(Missing::Lost { .. } | Missing::Unstarted));
+        let unproven = Unproven { record, promise: facts.promise, otherwise, lost, in_line };
         let number = self.number();
         self.unproven.insert(number, unproven);
         self.timers.insert((self.now + self.options.evidence_wait, Timer::Write(number)));
@@ -192,10 +194,16 @@ impl Engine {
 
     /// The evidence is in, or will not come.
     pub(super) fn write_unproven(&mut self, number: u64, actions: &mut Vec<Action>) {
-        let Some(Unproven { mut record, promise, otherwise, lost }) = self.unproven.remove(&number) else { return };
+        let Some(Unproven { mut record, promise, otherwise, lost, in_line }) = self.unproven.remove(&number) else { return };
         let bounds = self.promises[&promise].bounds();
         let until = if bounds.late_end(&record) { record.ended } else { started(&record).unwrap_or(record.ended) };
-        let stolen = Bounds::due(&record).is_some_and(|due| self.gaps.overlap(record.core, due, until));
+        let overlaps = Bounds::due(&record).is_some_and(|due| self.gaps.overlap(record.core, due, until));
+        // Whose own doing it is, or whose instance was lost, is not excused by what others left behind.
+        let delayed = match otherwise {
+            Cause::Bug | Cause::Unknown => in_line && self.behind(&record, promise),
+            Cause::Steal | Cause::Overrun | Cause::Function | Cause::HostCall => false,
+        };
+        let stolen = overlaps || delayed;
         // Its instance went while its core was away: whether the function or that is to blame, nobody knows. Steal it is only
         // where the gap lies in the violation itself, which is what an audit can see.
         let disturbed = lost.is_some_and(|(from, until)| self.gaps.overlap(record.core, from, until));
@@ -207,9 +215,16 @@ impl Engine {
         self.write(promise, record, actions);
     }
 
+    /// Whether its core had not caught up after a gap when it was due.
+    fn behind(&self, record: &journal::record::Invocation, promise: PromiseId) -> bool {
+        let promise = &self.promises[&promise];
+        shadow::reaches(&self.gaps, &self.runs, record, (promise.bounds(), shadow::urgency(&promise.terms)))
+    }
+
     fn write(&mut self, id: u64, record: journal::record::Invocation, actions: &mut Vec<Action>) {
         let promise = self.promises.get_mut(&id).expect("invariant: a promise lives as long as its open invocations");
         promise.count(&record);
+        self.runs.note(&record, shadow::urgency(&promise.terms));
         if !promise.current && promise.open == 0 {
             self.promises.remove(&id);
         }

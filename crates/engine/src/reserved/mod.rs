@@ -28,6 +28,7 @@ use self::fleet::{Code, CodeId, Instance};
 use self::promise::{Facts, Promise, PromiseId};
 use crate::gaps::Gaps;
 use crate::port::{Action, Deployment, Event, Refusal};
+use crate::shadow::Runs;
 
 /// The limits of the lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +85,7 @@ pub struct Engine {
     leases: BTreeMap<LeaseId, Lease>,
     timers: BTreeSet<(Time, Timer)>,
     gaps: Gaps,
+    runs: Runs,
     /// Records of missed promises that wait for evidence.
     unproven: BTreeMap<u64, Unproven>,
     /// Counts promises, pacers, codes, waits and instances.
@@ -180,6 +182,8 @@ struct Unproven {
     otherwise: model::Cause,
     /// It waited because an instance was lost; when what led to that happened.
     lost: Option<(Time, Time)>,
+    /// Nothing but its core, or the lane, was in its way: there was an instance, or there should have been.
+    in_line: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -218,6 +222,7 @@ impl Engine {
             leases: BTreeMap::new(),
             timers: BTreeSet::new(),
             gaps: Gaps::new(),
+            runs: Runs::new(),
             unproven: BTreeMap::new(),
             numbers: 0,
         }

@@ -244,6 +244,28 @@ fn a_late_start_is_steal_only_with_a_gap_on_its_core_or_the_fronts() {
 }
 
 #[test]
+fn what_a_gap_pushed_back_is_steal_as_long_as_the_core_has_not_caught_up() {
+    // The gap ends at 40 ms, and the second one is due at 70: late, as no instance is warm, and itself untouched by the gap.
+    for (first_runs, cause) in [(100, Cause::Steal), (60, Cause::Bug)] {
+        let (mut first, mut second) = (subject(1, per_second(5), 1, first_runs * MS), subject(2, per_second(5), 1, 110 * MS));
+        first.reservation().shards = vec![Shard { core: 1, priority: 9, instances: 1, warm: 1 }];
+        second.reservation().shards = vec![Shard { core: 1, priority: 8, instances: 1, warm: 0 }];
+        let mut world = serving(&[&first, &second]);
+        world.arrive_in(Duration::ZERO, 1, None);
+        world.gap_in(40 * MS, 1, 20 * MS);
+        world.arrive_in(70 * MS, 2, None);
+        world.run_for(Duration::from_secs(1));
+        assert_eq!(causes(&world), [cause], "{first_runs}");
+        world.drain();
+        let report = crate::audit::audit(&world.journal);
+        assert_eq!(report.contradictions_total, 0, "{report:?}");
+        world.journal.retain(|record| !matches!(record, journal::record::Record::ProbeGap { .. }));
+        let unproven = u64::from(cause == Cause::Steal);
+        assert_eq!(crate::audit::audit(&world.journal).contradictions_total, unproven);
+    }
+}
+
+#[test]
 fn a_wait_for_the_successor_of_an_instance_lost_beside_a_gap_is_not_laid_to_the_function() {
     for (core, cause) in [(0, Cause::Unknown), (1, Cause::Function)] {
         let mut subject = subject(1, per_second(20), 1, 40 * MS);
