@@ -116,6 +116,13 @@ pub enum Event {
         id: InvocationId,
         at: Time,
     },
+    /// How long the node had the invocation's long input and result in its hands so far, perhaps with what is to come of it at
+    /// least. Told once one of them begins to move, then while bounds may fall due, and exactly before the end. Its bounds move by as
+    /// much. In the guaranteed lane only.
+    Transferred {
+        id: InvocationId,
+        so_far: record::Transfer,
+    },
     /// The bootstrap says when the handler was entered (told before or together with the end).
     Started {
         id: InvocationId,

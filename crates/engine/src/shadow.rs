@@ -124,6 +124,7 @@ mod tests {
             core,
             cpu: Duration::ZERO,
             held: None,
+            transfer: None,
             violation: None,
         }
     }

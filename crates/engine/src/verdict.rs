@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use journal::record::{Counters, Invocation};
+use journal::record::{Counters, Invocation, Transfer};
 use model::{Cause, End, Time};
 
 /// The numbers of a promise that its verdicts rest on.
@@ -24,10 +24,11 @@ impl Bounds {
         record.conforming.filter(|_| !unused_lease).map(|conforming| conforming.max(record.arrived))
     }
 
-    /// It started after `due + B`, or had not started when it ended after that.
+    /// It started after `due + B`, or had not started when it ended after that. A long input's way to its instance comes on top.
     pub(crate) fn late_start(self, record: &Invocation) -> bool {
         let start = started(record).unwrap_or(record.ended);
-        Self::due(record).is_some_and(|due| due + self.start_within < start)
+        let promised = self.start_within.saturating_add(transfer(record).input);
+        Self::due(record).is_some_and(|due| due + promised < start)
     }
 
     /// It ended after a deadline that the analysis had promised when it took its slot: `due + R + T <= deadline`. The
@@ -44,8 +45,14 @@ pub(crate) fn started(record: &Invocation) -> Option<Time> {
     record.started.or(record.delivered)
 }
 
+fn transfer(record: &Invocation) -> Transfer {
+    record.transfer.as_deref().copied().unwrap_or_default()
+}
+
+/// The ways of a long input and of a long result come on top of the deadline.
 fn missed_deadline(record: &Invocation) -> bool {
-    Bounds::due(record).is_some() && record.deadline.is_some_and(|deadline| deadline < record.ended)
+    let by = |deadline: Time| deadline + transfer(record).whole();
+    Bounds::due(record).is_some() && record.deadline.is_some_and(|deadline| by(deadline) < record.ended)
 }
 
 /// Adds a record to the counters of its function and generation.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use journal::record::{EndedBecause, GuaranteeEnded, GuaranteeGiven, NodeStarted, Record};
+use journal::record::{EndedBecause, GuaranteeEnded, GuaranteeGiven, NodeStarted, Record, Transfer};
 use model::{
     CpuShare, DurationText, End, FunctionKey, Guarantee, InstanceId, InvocationId, LeaseId, Level, Memory, OnOverrun, Overflow,
     Pacing, Rate, RateClass, Require, Tenant, Time, Version,
@@ -150,6 +150,8 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     /// Every instance takes exactly as long as it may.
     pub(crate) slowest: bool,
+    /// Inputs and results are long, and the node has each in its hands for so long.
+    pub(crate) ways: Option<Duration>,
     pub(crate) subjects: BTreeMap<FunctionKey, Subject>,
     agenda: BTreeMap<(Time, u64), Happening>,
     ticks: u64,
@@ -185,6 +187,7 @@ impl World {
             rng: ChaCha8Rng::seed_from_u64(seed),
             faults: Faults::default(),
             slowest: true,
+            ways: None,
             subjects: BTreeMap::new(),
             agenda: BTreeMap::new(),
             ticks: 0,
@@ -344,6 +347,7 @@ impl World {
                     Event::Ended { id, .. }
                     | Event::Started { id, .. }
                     | Event::Delivered { id, .. }
+                    | Event::Transferred { id, .. }
                     | Event::Measured { id, .. }
                     | Event::Overran { id, .. } => !self.open.contains_key(id),
                     Event::Ready { instance } => !self.instances.get(instance).is_some_and(|sim| sim.state != SimState::Killed),
@@ -488,6 +492,9 @@ impl World {
         let longest = self.subjects.get(&function).map_or(MS, |subject| subject.run);
         let run = if self.slowest { longest } else { self.up_to(longest) };
         let end = if self.chance(500) { End::Succeeded } else { End::Failed };
+        if let Some(way) = self.ways {
+            return self.run_with_ways(id, way, (run, end));
+        }
         self.plan(Duration::ZERO, Happening::Event(Event::Delivered { id, at: self.now }));
         self.plan(Duration::ZERO, Happening::Event(Event::Started { id, at: self.now }));
         if self.chance(self.faults.crash) {
@@ -500,6 +507,18 @@ impl World {
         } else {
             self.plan(run, Happening::Event(Event::Ended { id, end, cpu: run }));
         }
+    }
+
+    /// As the node tells it: ahead of each way, and exactly at its end.
+    fn run_with_ways(&mut self, id: InvocationId, way: Duration, (run, end): (Duration, End)) {
+        let transferred = |input, result| Happening::Event(Event::Transferred { id, so_far: Transfer { input, result } });
+        self.plan(Duration::ZERO, transferred(way + MS, Duration::ZERO));
+        self.plan(way, transferred(way, Duration::ZERO));
+        self.plan(way, Happening::Event(Event::Delivered { id, at: self.now + way }));
+        self.plan(way, Happening::Event(Event::Started { id, at: self.now + way }));
+        self.plan(way + run, transferred(way, way + MS));
+        self.plan(way + run + way, transferred(way, way));
+        self.plan(way + run + way, Happening::Event(Event::Ended { id, end, cpu: run }));
     }
 
     fn answer(&mut self, id: InvocationId) {

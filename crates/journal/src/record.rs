@@ -123,10 +123,36 @@ pub struct Invocation {
     pub core: u16,
     /// CPU time it used, as last sampled.
     pub cpu: Duration,
+    /// Its input or its result was long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Box<Transfer>>,
     /// It was delivered to a lease; the instance had been held this long.
     pub held: Option<Duration>,
     /// Why its promise was missed; `None`: it was kept, or nothing was promised.
     pub violation: Option<Cause>,
+}
+
+/// How long the node had a long input or result in its hands: it moved them, or they waited for their turn. What the instance took
+/// to read or to write is not in it. The start is promised later by the input's part, the end by both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// From the node to the instance.
+    pub input: Duration,
+    /// From the instance to the node.
+    pub result: Duration,
+}
+
+impl Transfer {
+    /// Each part cut to so much.
+    #[must_use]
+    pub fn at_most(self, most: Duration) -> Self {
+        Self { input: self.input.min(most), result: self.result.min(most) }
+    }
+
+    #[must_use]
+    pub fn whole(self) -> Duration {
+        self.input.saturating_add(self.result)
+    }
 }
 
 /// Who stamped the start.

@@ -245,6 +245,33 @@ fn a_storm_of_connections_waits_in_the_kernel_and_a_full_rate_is_kept() {
     assert_eq!((arrivals("paced"), arrivals("beat")), (served, 4), "half a request is no invocation");
 }
 
+/// Its inputs and results are long, and their ways take longer than it may run.
+const LONG: &str = "runtime = \"python\"\nhandler = \"app.run\"\nmemory = \"128MB\"\n[guarantee]\nrate = \"4/s\"\nburst = 2\n\
+                    max_run_time = \"20ms\"\nstart_within = \"1s\"\ndeadline = \"2s\"\noverflow = \"queue\"\n";
+const LONG_CODE: &str = "def run(event, context):\n    return 'y' * 2_000_000 if event == 'long' else len(event)\n";
+
+#[test]
+fn long_inputs_and_results_of_a_short_function_arrive_beside_one_at_its_full_rate() {
+    let node = node();
+    let deployed = node.deploy("paced", PACED);
+    assert!(deployed.status.success(), "{}", crate::support::text_of(&deployed));
+    let deployed = node.deploy_files("long", LONG, &[("app.py", LONG_CODE)]);
+    assert!(deployed.status.success(), "{}", crate::support::text_of(&deployed));
+    let over = AtomicBool::new(false);
+    let input = json!("x".repeat(4_000_000));
+    let served: u64 = std::thread::scope(|scope| {
+        let stop = Stop(&over);
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| keep_asking(&node, "paced", &over).served)).collect();
+        for _ in 0..6 {
+            assert_eq!(node.invoke("long", &input).value(), json!(4_000_000));
+            assert_eq!(node.invoke("long", &json!("long")).value().as_str().map(str::len), Some(2_000_000));
+        }
+        drop(stop);
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    check(&node, served + 12);
+}
+
 /// Says that it is over when it is dropped.
 struct Stop<'a>(&'a AtomicBool);
 

@@ -356,7 +356,14 @@ fn check_shape(promise: &Promise, record: &Invocation, problems: &mut Vec<Proble
             .started
             .is_none_or(|start| record.delivered.is_some_and(|delivered| delivered <= start) && start <= record.ended);
     let unused_lease = record.held.is_some() && record.delivered.is_none();
-    if !classed || !begun || record.ended < record.arrived || (promise.has_deadline && record.deadline.is_none() && !unused_lease)
+    // What the node had in its hands, it had while the invocation was with it.
+    let since = record.ended.since(record.arrived);
+    let moved = record.transfer.as_ref().is_none_or(|it| record.delivered.is_some() && it.input <= since && it.result <= since);
+    if !moved
+        || !classed
+        || !begun
+        || record.ended < record.arrived
+        || (promise.has_deadline && record.deadline.is_none() && !unused_lease)
     {
         problems.push(Problem::Shape);
     }

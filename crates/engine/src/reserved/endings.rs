@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use journal::record::Transfer;
 use model::{Cause, End, InstanceId, InvocationId, Level, OnOverrun, Time};
 
 use super::fleet::State;
@@ -99,6 +100,20 @@ impl Engine {
         self.gaps.note(core, from, until);
     }
 
+    /// The node had its long input or result in its hands: its bounds move by what that took more than was known.
+    pub(super) fn transferred(&mut self, id: InvocationId, so_far: Transfer) {
+        let Some(Invocation::Running { facts, until: bound, .. }) = self.invocations.get_mut(&id) else { return };
+        let moves = facts.transfer.get_or_insert_default();
+        moves.so_far = so_far;
+        let granted = so_far.whole().saturating_sub(moves.granted);
+        moves.granted += granted;
+        if !granted.is_zero() {
+            self.timers.remove(&(*bound, Timer::Stop(id)));
+            *bound += granted;
+            self.timers.insert((*bound, Timer::Stop(id)));
+        }
+    }
+
     /// It is at its bound: it is stopped, and its client told so. At level soft the response bound says nothing of what it used
     /// itself: that it overran is the watch's to say.
     pub(super) fn stop(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
@@ -183,7 +198,7 @@ impl Engine {
         let otherwise = if late_start { start_cause(facts, promise, end) } else { end_cause(facts, end) };
         let lost = match facts.waited {
             Some(Missing::Lost { from, until }) if late_start => Some((from, until)),
-            Some(Missing::Lost { .. } | Missing::Unstarted | Missing::Never) | None => None,
+            Some(Missing::Lost { .. } | Missing::Unstarted | Missing::Transferring | Missing::Never) | None => None,
         };
         let in_line = !matches!(facts.waited, Some(Missing::Lost { .. } | Missing::Unstarted));
         let unproven = Unproven { record, promise: facts.promise, otherwise, lost, in_line };
@@ -234,14 +249,15 @@ impl Engine {
 
 /// Why a start was late, where no probe saw a gap.
 fn start_cause(facts: &Facts, promise: &Promise, end: End) -> Cause {
-    let limit = facts.due() + promise.bounds().start_within;
+    let input = facts.transfer.as_ref().map_or(Duration::ZERO, |moves| moves.so_far.input);
+    let limit = facts.due() + promise.bounds().start_within + input;
     // Without real-time classes every program of the machine may keep the lane, and an instance at work, from their cores.
     let ours = match promise.level {
         Level::Hard => Cause::Bug,
         Level::Soft => Cause::Unknown,
     };
     match (facts.waited, facts.delivered) {
-        (Some(Missing::Lost { .. }), _) => Cause::Function,
+        (Some(Missing::Lost { .. } | Missing::Transferring), _) => Cause::Function,
         (Some(Missing::Unstarted), _) => Cause::Unknown,
         (Some(Missing::Never), _) => ours,
         // The lane itself handed it over too late.
@@ -290,6 +306,7 @@ mod cause_tests {
             core: 0,
             cpu: Duration::ZERO,
             held: None,
+            transfer: None,
             overran: false,
             waited: None,
         }

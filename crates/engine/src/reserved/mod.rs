@@ -240,6 +240,9 @@ impl Engine {
         if let Event::ProbeGap { core, from, until } = event {
             self.missed(core, from, until);
         }
+        if let Event::Transferred { id, so_far } = event {
+            self.transferred(id, so_far);
+        }
         self.wake(now, actions);
         match event {
             Event::Install(deployment) => self.install(*deployment, actions),
@@ -255,8 +258,8 @@ impl Engine {
             Event::Started { id, at } => self.started(id, at),
             Event::Ended { id, end, cpu } => self.ended(id, end, cpu, actions),
             Event::Overran { id, cpu } => self.overran(id, cpu, actions),
-            // The second concerns the best-effort lane.
-            Event::ProbeGap { .. } | Event::Measured { .. } => {}
+            // Measurements concern the best-effort lane.
+            Event::ProbeGap { .. } | Event::Transferred { .. } | Event::Measured { .. } => {}
             Event::Drain => self.drain(actions),
         }
     }

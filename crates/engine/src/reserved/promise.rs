@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use journal::record::{Counters, Invocation, StartSeenBy};
+use journal::record::{Counters, Invocation, StartSeenBy, Transfer};
 use model::{Class, End, FunctionKey, FunctionName, Guarantee, InstanceId, InvocationId, Level, Time};
 
 use crate::port::{Allowance, Reservation};
@@ -114,10 +114,19 @@ pub(super) struct Facts {
     pub(super) core: u16,
     pub(super) cpu: Duration,
     pub(super) held: Option<Duration>,
+    /// Its input or result is long. In a box, because most are not.
+    pub(super) transfer: Option<Box<Moves>>,
     /// It exceeded its own bound, whatever was done about it.
     pub(super) overran: bool,
     /// It had to wait for an instance, and why none was there.
     pub(super) waited: Option<Missing>,
+}
+
+/// How long the node had a long input and result of an invocation so far, and by how much its bound moved for that.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moves {
+    pub(super) so_far: Transfer,
+    pub(super) granted: Duration,
 }
 
 /// A slot of a pacer.
@@ -135,6 +144,8 @@ pub(super) enum Missing {
     Lost { from: Time, until: Time },
     /// An instance could not be started.
     Unstarted,
+    /// Instances of its function were busy with long inputs or results, for which no instances are reserved.
+    Transferring,
     /// Nothing of that happened: the warm reserve did not hold.
     Never,
 }
@@ -165,6 +176,8 @@ impl Facts {
             instance: self.instance,
             core: self.core,
             cpu: self.cpu,
+            // What was granted ahead of an end that came early is no time that anything was in the node's hands.
+            transfer: self.transfer.as_ref().map(|moves| Box::new(moves.so_far.at_most(now.since(self.arrived)))),
             held: self.held,
             violation: None,
         }

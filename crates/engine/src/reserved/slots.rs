@@ -162,6 +162,7 @@ impl Engine {
             core: 0,
             cpu: Duration::ZERO,
             held: None,
+            transfer: None,
             overran: false,
             waited: None,
         }
@@ -206,10 +207,19 @@ impl Engine {
 
     fn wait_at(&mut self, key: FunctionKey, bay: usize, waiter: Waiter) -> (Place, Missing) {
         let number = self.number();
+        let otherwise = if self.is_transferring(key) { Missing::Transferring } else { Missing::Never };
         let code = self.function(key).serving.as_mut().expect("invariant: only a serving function has waiters");
-        let missing = code.bays[bay].short.unwrap_or(Missing::Never);
+        let missing = code.bays[bay].short.unwrap_or(otherwise);
         code.bays[bay].waiting.insert(number, waiter);
         (Place { bay, number }, missing)
+    }
+
+    /// Whether a long input or result of a function moves, or moved and its invocation still runs.
+    fn is_transferring(&self, key: FunctionKey) -> bool {
+        self.invocations.values().any(|invocation| match invocation {
+            Invocation::Running { facts, .. } => facts.function == key && facts.transfer.is_some(),
+            Invocation::Queued { .. } | Invocation::Waiting { .. } => false,
+        })
     }
 
     /// Takes a slot for input that is still to come, and holds an instance for it. The pre-invocation is the invocation's

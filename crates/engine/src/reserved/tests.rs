@@ -181,6 +181,41 @@ fn what_was_taken_from_a_core_or_the_fronts_is_not_taken_from_an_invocations_bou
 }
 
 #[test]
+fn the_ways_of_long_inputs_and_results_come_on_top_of_what_is_promised() {
+    let mut subject = subject(1, per_second(10), 2, 5 * MS);
+    subject.terms().deadline = Some(DurationText(90 * MS));
+    let mut world = serving(&[&subject]);
+    world.ways = Some(700 * MS);
+    world.arrive_in(Duration::ZERO, 1, None);
+    world.run_for(Duration::from_secs(9));
+    world.drain();
+    let record = world.records().next().unwrap();
+    let ways = journal::record::Transfer { input: 700 * MS, result: 700 * MS };
+    assert_eq!((record.transfer.as_deref(), record.violation), (Some(&ways), None));
+    assert!(1400 * MS < record.ended.since(record.arrived) && matches!(record.end, End::Succeeded | End::Failed));
+    assert_eq!(crate::audit::audit(&world.journal).verdict(), crate::audit::Verdict::Kept);
+    for record in &mut world.journal {
+        if let journal::record::Record::Invocation(record) = record {
+            record.transfer = None;
+        }
+    }
+    assert_eq!(crate::audit::audit(&world.journal).verdict(), crate::audit::Verdict::Contradicted);
+}
+
+#[test]
+fn whoever_waits_for_an_instance_with_a_long_result_is_late_by_its_functions_doing() {
+    let mut subject = subject(1, per_second(10), 1, 5 * MS);
+    subject.reservation().shards[0].instances = 1;
+    let mut world = serving(&[&subject]);
+    world.ways = Some(700 * MS);
+    for after in [0, 100] {
+        world.arrive_in(after * MS, 1, None);
+    }
+    world.run_for(Duration::from_secs(9));
+    assert_eq!(causes(&world), [Cause::Function]);
+}
+
+#[test]
 fn a_lease_holds_an_instance_and_its_input_starts_at_once() {
     let mut subject = subject(1, per_second(10), 1, 5 * MS);
     subject.terms().lead = 50 * MS;

@@ -254,7 +254,11 @@ impl Engine {
             Event::Overran { id, .. } => self.stop(id, End::Overran, actions),
             Event::Drain => self.drain(actions),
             // They concern promises.
-            Event::Revise { .. } | Event::Delivered { .. } | Event::Started { .. } | Event::ProbeGap { .. } => {}
+            Event::Revise { .. }
+            | Event::Delivered { .. }
+            | Event::Transferred { .. }
+            | Event::Started { .. }
+            | Event::ProbeGap { .. } => {}
         }
         self.schedule(actions);
     }

@@ -39,6 +39,7 @@ fn invocation(sequence: u64) -> Record {
         core: 1,
         cpu: Duration::from_millis(4),
         held: None,
+        transfer: None,
         violation: None,
     })
 }

@@ -23,6 +23,7 @@ use super::instance::{CONNECTIONS_MAX, Held};
 use super::links::Order;
 use super::machine::Machine;
 use super::paced::{Paced, Shared};
+use super::transit::{Moving, SMALL_BYTES, is_long};
 use crate::instance::{Running, ended_as};
 use crate::invocation::Ending;
 use crate::lambda::invoke;
@@ -31,8 +32,6 @@ use crate::lanes;
 const LIMITS: Limits = Limits { head_bytes: api::MAX_HEAD_BYTES, headers: 100 };
 /// Of a body above its limit this much is read and thrown away, so that the runtime gets to see the refusal.
 const DISCARDED_BYTES: usize = 32 << 20;
-/// An input up to this is written to its instance at once, whatever the instance does: the socket has room for it.
-const SMALL_BYTES: usize = 16 << 10;
 
 /// Serves one instance until its process ends.
 pub(super) async fn serve<M: Machine>(
@@ -88,6 +87,8 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
         if lane.with(|core| core.asks(instance)).is_err() {
             break;
         }
+        let coming = if is_long(&parts) { lane.with(|core| core.result_comes(instance, &parts)) } else { None };
+        connection.stream().reads_for(coming.as_ref().map(Moving::transit));
         let content = match connection.read_body(&parts, api::body_limit(&parts)).await {
             Ok(body) => Content::Whole(body, connection.take_trailers()),
             Err(Error::BodyTooLong { .. }) => {
@@ -98,6 +99,7 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
             }
             Err(_) => break,
         };
+        drop(coming);
         let (response, delivers) = match lane.with(|core| core.api_request(instance, id, &parts, content)) {
             // A runtime that has asked on already reads this together with its next invocation: one write, one wake-up.
             Some(Answer::Now(response)) if response.status() == StatusCode::ACCEPTED && connection.has_next() => {
@@ -124,7 +126,11 @@ async fn connection<M: Machine>(lane: Rc<Lane<M>>, instance: InstanceId, stream:
             }
             None => break,
         };
+        let long = delivers.filter(|_| SMALL_BYTES < response.body().len());
+        let going = long.and_then(|invocation| lane.with(|core| core.input_goes(invocation)));
+        connection.stream().writes_for(going.as_ref().map(Moving::transit));
         let written = connection.write_response(response, After::KeepAlive).await;
+        drop(going);
         if let Some(invocation) = delivers {
             lane.with(|core| core.written(invocation));
         }
@@ -228,6 +234,7 @@ impl<M: Machine> Core<M> {
             known.answered = Some(cpu_time);
         }
         self.returns(now, instance, cpu_time);
+        self.tell_transfer(id);
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let delivered = waiting.progress.delivered.unwrap_or(now);
         let stamped = ended.started.filter(|at| delivered <= *at && *at <= now);

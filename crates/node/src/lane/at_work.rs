@@ -3,7 +3,8 @@
 use std::process::Command as Program;
 
 use engine::port::{Action, Allowance, Event, Placement};
-use model::{CpuShare, End, InstanceId, InvocationId};
+use journal::record::Transfer;
+use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -12,6 +13,9 @@ use super::allocations::Stand;
 use super::links::Order;
 use super::tests::{Fake, Outside, client_of, install, lane_with, on_lane, route, start_one};
 use super::*;
+use crate::invocation::{Ending, Outcome, Request};
+use crate::lambda::invoke::{self, LogType};
+use crate::lanes::Standing;
 
 const ONE: InstanceId = InstanceId(1);
 const RUN_TIME: Duration = Duration::from_millis(20);
@@ -121,7 +125,7 @@ fn serve_tasks(lane: &Rc<Lane<Fake>>) {
     });
 }
 
-fn invoke() -> String {
+fn request() -> String {
     tests::request("beat", "", "{}")
 }
 
@@ -130,7 +134,7 @@ fn a_result_that_is_there_when_time_is_up_counts() {
     on_lane(async || {
         let mut work = Work::begin().await;
         let mut client = client_of(&work.lane).await;
-        client.write_all(invoke().as_bytes()).await.unwrap();
+        client.write_all(request().as_bytes()).await.unwrap();
         let id = work.handed().await;
         work.answer(id, "[1]").await;
         work.look(id, 3);
@@ -145,7 +149,7 @@ fn whoever_sends_no_result_gains_three_pauses_and_whoever_sends_nothing_none() {
         on_lane(async || {
             let mut work = Work::begin().await;
             let mut client = client_of(&work.lane).await;
-            client.write_all(invoke().as_bytes()).await.unwrap();
+            client.write_all(request().as_bytes()).await.unwrap();
             let id = work.handed().await;
             work.runtime.write_all(sent.as_bytes()).await.unwrap();
             work.look(id, looks - 1);
@@ -181,5 +185,103 @@ fn large_results_reach_their_clients_though_the_other_lane_takes_nothing_else() 
             client.read_exact(&mut answer).await.unwrap();
             assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
         }
+    });
+}
+
+/// Hands the lane an invocation with an input of so many bytes.
+fn submit(work: &Work, bytes: usize) -> (InvocationId, oneshot::Receiver<Outcome>) {
+    let mut core = work.lane.core.borrow_mut();
+    let request = Request {
+        id: core.new_id(),
+        function: FunctionKey(1),
+        payload: vec![b'1'; bytes].into(),
+        trace_id: None,
+        client_context: None,
+        log: LogType::None,
+        deadline: None,
+        arrived: clock::now(),
+    };
+    (request.id, core.submit(request, Standing::Guaranteed, None))
+}
+
+/// Nobody's turn comes for a long time.
+fn use_up_turns(work: &Work) {
+    let mut turns = work.lane.for_instances.as_ref().unwrap().slots.borrow_mut();
+    for _ in 0..100_000 {
+        turns.book(clock::now());
+    }
+}
+
+/// Whether the lane has something long of an invocation in its hands.
+fn is_with_lane(work: &Work, id: InvocationId) -> bool {
+    let core = work.lane.core.borrow();
+    let now = clock::now();
+    core.transits.with_lane(id, now) < core.transits.with_lane(id, now + RUN_TIME)
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How long the machine was told that the node had the last input and result.
+fn told(work: &Work) -> Transfer {
+    let transfer = |event: &Event| if let Event::Transferred { so_far, .. } = event { Some(*so_far) } else { None };
+    work.events.borrow().iter().rev().find_map(transfer).unwrap()
+}
+
+#[test]
+fn an_input_that_waits_for_its_turn_uses_no_run_time_and_moves_its_bounds() {
+    on_lane(async || {
+        let work = Work::begin().await;
+        use_up_turns(&work);
+        let (id, _client) = submit(&work, 200_000);
+        until(|| is_with_lane(&work, id)).await;
+        work.look(id, 5);
+        assert!(!work.overran());
+        work.lane.with(|core| core.wake(clock::now()));
+        assert!(RUN_TIME < told(&work).input, "until its turn comes");
+    });
+}
+
+#[test]
+fn an_instance_that_does_not_read_its_input_does_so_on_its_own_time() {
+    on_lane(async || {
+        let work = Work::begin().await;
+        let (id, _client) = submit(&work, 16 << 20);
+        until(|| is_with_lane(&work, id)).await;
+        until(|| !is_with_lane(&work, id)).await;
+        work.look(id, 2);
+        assert!(work.overran());
+    });
+}
+
+#[test]
+fn a_result_that_waits_for_its_turn_uses_no_run_time() {
+    on_lane(async || {
+        let mut work = Work::begin().await;
+        use_up_turns(&work);
+        let (id, _client) = submit(&work, 2);
+        work.handed().await;
+        work.answer(id, &"1".repeat(200_000)).await;
+        until(|| is_with_lane(&work, id)).await;
+        work.look(id, 5);
+        assert!(!work.overran());
+    });
+}
+
+#[test]
+fn long_ways_that_wait_for_nobody_are_told_before_the_end() {
+    on_lane(async || {
+        let mut work = Work::begin().await;
+        let (id, client) = submit(&work, 1_000_000);
+        work.handed().await;
+        work.answer(id, &"1".repeat(1_000_000)).await;
+        assert_eq!(work.end().await, End::Succeeded);
+        assert!(!told(&work).input.is_zero() && !told(&work).result.is_zero(), "{:?}", told(&work));
+        let outcome = client.await.unwrap();
+        assert!(matches!(outcome.ending, Ending::Ran(invoke::Outcome::Succeeded(result)) if result.len() == 1_000_000));
+        assert_eq!(work.lane.core.borrow().transits.with_lane(id, clock::now()), Duration::ZERO, "it is forgotten");
     });
 }

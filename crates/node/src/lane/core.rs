@@ -23,6 +23,7 @@ use super::instance::Instance;
 use super::links::{Links, NewInstance, Order};
 use super::machine::Machine;
 use super::message::{Command, Traffic};
+use super::transit::Transits;
 use super::watch::Watches;
 use crate::budget::Shares;
 use crate::front::Front;
@@ -54,6 +55,7 @@ pub(crate) struct Core<M> {
     leases: BTreeMap<LeaseId, (FunctionKey, oneshot::Sender<Result<Lease, LeaseError>>)>,
     held: BTreeMap<LeaseId, FunctionKey>,
     pub(super) watches: Watches,
+    pub(super) transits: Transits,
     events: VecDeque<Event>,
     actions: Vec<Action>,
     /// Time since the lane started in which a core's probe was not run, or the front's.
@@ -136,6 +138,7 @@ impl<M: Machine> Core<M> {
             leases: BTreeMap::new(),
             held: BTreeMap::new(),
             watches: Watches::default(),
+            transits: Transits::default(),
             events: VecDeque::new(),
             actions: Vec::new(),
             stolen: BTreeMap::new(),
@@ -200,6 +203,7 @@ impl<M: Machine> Core<M> {
 
     fn wake_machine(&mut self, now: Time) {
         self.sense_gaps(now);
+        self.sense_transits(now);
         self.machine.wake(now, &mut self.actions);
         self.run_actions(now);
     }
@@ -369,9 +373,14 @@ impl<M: Machine> Core<M> {
         }
         self.gaps.note(core, from, until);
         self.links.note(Record::ProbeGap { core, from, until });
-        self.machine.handle(now, Event::ProbeGap { core, from, until }, &mut self.actions);
-        self.run_actions(now);
+        self.tell_machine(now, Event::ProbeGap { core, from, until });
         self.settle(now);
+    }
+
+    /// Tells the machine of what happened before anything that is due by now.
+    pub(super) fn tell_machine(&mut self, now: Time, event: Event) {
+        self.machine.handle(now, event, &mut self.actions);
+        self.run_actions(now);
     }
 
     fn install(&mut self, deployment: Deployment, image: Arc<Image>, done: oneshot::Sender<Installed>) {
@@ -550,6 +559,7 @@ impl<M: Machine> Core<M> {
             End::Cancelled => {
                 self.waiting.remove(&id);
                 self.watches.remove(id);
+                self.transits.remove(id);
                 return;
             }
         };
@@ -572,6 +582,7 @@ impl<M: Machine> Core<M> {
     /// Ends the wait of an invocation's client.
     pub(super) fn answer(&mut self, now: Time, id: InvocationId, ending: Ending) {
         self.watches.remove(id);
+        self.transits.remove(id);
         let Some(waiting) = self.waiting.remove(&id) else { return };
         if let Ending::Ran(outcome) = &ending
             && let Some(instance) = waiting.progress.instance

@@ -16,6 +16,7 @@ pub(crate) mod message;
 mod paced;
 pub(crate) mod ration;
 mod sampling;
+mod transit;
 pub(crate) mod watch;
 
 #[cfg(test)]

@@ -45,6 +45,11 @@ const HEAD_READS_MAX: u32 = 64;
 const BODY_TURNS: u32 = 16;
 /// Reads of what a client still sends that is not served any more.
 const LAST_READS: u32 = 2;
+/// Turns of one input or result that are laid to the lane: several times what 6 MiB take. Whoever sends byte by byte does so on
+/// its own time from there on.
+const TRANSIT_TURNS_MAX: u32 = 1_000;
+/// How late a timer of the lane may be.
+const TIMER: Duration = Duration::from_millis(2);
 /// A turn that came is lost after this time.
 const KEPT: Duration = Duration::from_millis(5);
 
@@ -94,6 +99,15 @@ impl<S> Paced<S> {
         Self { stream, stage: Cell::new(Stage::Any), reads, writes }
     }
 
+    /// What is read next is a long result, or written a long input, until the next one is named.
+    pub(super) fn reads_for(&self, transit: Option<Rc<Transit>>) {
+        self.reads.transit.replace(transit);
+    }
+
+    pub(super) fn writes_for(&self, transit: Option<Rc<Transit>>) {
+        self.writes.transit.replace(transit);
+    }
+
     /// The next request begins.
     pub(super) fn next_request(&self) {
         self.reads.left.set(FREE_READS.count);
@@ -135,6 +149,45 @@ impl<S> Paced<S> {
     }
 }
 
+/// How long the lane had a long input or result in its hands: from when the other side had done its part until it is that one's turn
+/// again. No invocation's run time.
+#[derive(Debug, Default)]
+pub(super) struct Transit {
+    with_lane: Cell<Duration>,
+    since: Cell<Option<Time>>,
+    /// When the piece at hand is moved at the latest, as far as is known.
+    until: Cell<Time>,
+    turns: Cell<u32>,
+}
+
+impl Transit {
+    pub(super) fn with_lane(&self, now: Time) -> Duration {
+        self.with_lane.get() + self.since.get().map_or(Duration::ZERO, |since| now.since(since))
+    }
+
+    /// When it will be the other side's turn again, if it is not.
+    pub(super) fn until(&self) -> Option<Time> {
+        self.since.get().map(|_| self.until.get())
+    }
+
+    /// It is the lane's turn: it moves the next piece at `from`.
+    fn lanes(&self, now: Time, from: Time) {
+        self.until.set(from + TIMER);
+        self.turns.set(self.turns.get() + 1);
+        if self.turns.get() <= TRANSIT_TURNS_MAX && self.since.get().is_none() {
+            self.since.set(Some(now));
+        }
+    }
+
+    /// It is the other side's turn, or all is moved.
+    pub(super) fn others(&self) {
+        if self.since.get().is_some() {
+            self.with_lane.set(self.with_lane(clock::now()));
+            self.since.set(None);
+        }
+    }
+}
+
 /// One direction.
 #[derive(Debug)]
 struct Pace {
@@ -144,6 +197,7 @@ struct Pace {
     /// Turns that come from those of slots.
     own: Cell<u32>,
     turn: Turn,
+    transit: RefCell<Option<Rc<Transit>>>,
 }
 
 #[derive(Debug)]
@@ -155,7 +209,7 @@ enum Turn {
 
 impl Pace {
     fn new(lines: Option<Lines>, free: Free) -> Self {
-        Self { lines, free, left: Cell::new(free.count), own: Cell::new(0), turn: Turn::None }
+        Self { lines, free, left: Cell::new(free.count), own: Cell::new(0), turn: Turn::None, transit: RefCell::default() }
     }
 
     /// Ready when the next piece may be moved, with its largest size. `is_ready` says whether there is something to move.
@@ -171,11 +225,17 @@ impl Pace {
         loop {
             match &mut self.turn {
                 Turn::None => {
-                    ready!(is_ready(context))?;
+                    if is_ready(context)?.is_pending() {
+                        self.others();
+                        return Poll::Pending;
+                    }
                     let now = clock::now();
                     let own = self.own.get();
                     self.own.set(own.saturating_sub(1));
                     let from = if 0 < own { &lines.slots } else { &lines.others }.borrow_mut().book(now);
+                    if let Some(transit) = &*self.transit.borrow() {
+                        transit.lanes(now, from);
+                    }
                     self.turn = match from <= now {
                         true => Turn::Come { at: now },
                         false => Turn::Waits(Box::pin(tokio::time::sleep(from.since(now)))),
@@ -188,6 +248,13 @@ impl Pace {
                 Turn::Come { at } if KEPT < clock::now().since(*at) => self.turn = Turn::None,
                 Turn::Come { .. } => return Poll::Ready(Ok(PIECE_BYTES)),
             }
+        }
+    }
+
+    /// Nothing can be moved before the other side did something.
+    fn others(&self) {
+        if let Some(transit) = &*self.transit.borrow() {
+            transit.others();
         }
     }
 
@@ -303,14 +370,19 @@ impl<S: AsyncRead + Readiness + Unpin> AsyncRead for Paced<S> {
         }
         let stream = &it.stream;
         let most = ready!(it.reads.poll_turn(context, |context| stream.poll_readable(context)))?;
-        if buffer.remaining() <= most {
-            ready!(Pin::new(&mut it.stream).poll_read(context, buffer))?;
+        let read = if buffer.remaining() <= most {
+            Pin::new(&mut it.stream).poll_read(context, buffer)
         } else {
             let mut piece = ReadBuf::new(buffer.initialize_unfilled_to(most));
-            ready!(Pin::new(&mut it.stream).poll_read(context, &mut piece))?;
+            let read = Pin::new(&mut it.stream).poll_read(context, &mut piece);
             let count = piece.filled().len();
             buffer.advance(count);
+            read
+        };
+        if read.is_pending() {
+            it.reads.others();
         }
+        ready!(read)?;
         it.reads.moved();
         it.has_read();
         Poll::Ready(Ok(()))
@@ -323,7 +395,11 @@ impl<S: AsyncWrite + Readiness + Unpin> AsyncWrite for Paced<S> {
         let stream = &it.stream;
         let most = ready!(it.writes.poll_turn(context, |context| stream.poll_writable(context)))?;
         let piece = &bytes[..bytes.len().min(most)];
-        let written = ready!(Pin::new(&mut it.stream).poll_write(context, piece));
+        let written = Pin::new(&mut it.stream).poll_write(context, piece);
+        if written.is_pending() {
+            it.writes.others();
+        }
+        let written = ready!(written);
         it.writes.moved();
         Poll::Ready(written)
     }

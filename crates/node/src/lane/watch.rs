@@ -62,6 +62,9 @@ struct Used {
     /// As far as the kernel has counted it: a wait is counted when it ends.
     pushed_aside: Duration,
     stolen: Duration,
+    /// The lane had its long input or result in its hands, and for how long it will have them at least.
+    transfer: Duration,
+    ahead: Duration,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -73,10 +76,11 @@ enum Verdict {
 impl Watch {
     /// What is left to it of its CPU budget, and until one of its bounds can be reached.
     fn left(&self, now: Time, used: Used) -> (Duration, Duration) {
-        let own = now.since(self.delivered).saturating_sub(used.pushed_aside).saturating_sub(used.stolen);
+        let others = used.pushed_aside + used.stolen + used.transfer;
+        let own = now.since(self.delivered).saturating_sub(others);
         // A machine that does not know what was stolen from it counts it as used.
         let cpu_left = self.cpu_budget.saturating_sub(used.cpu.saturating_sub(used.stolen));
-        (cpu_left, self.run_time.saturating_sub(own).min(cpu_left))
+        (cpu_left, (self.run_time.saturating_sub(own) + used.ahead).min(cpu_left))
     }
 
     /// `wants_its_core` says whether something of it waits for a core; it is asked where that decides.
@@ -189,6 +193,8 @@ impl<M: Machine> Core<M> {
             cpu: running.cpu_time().saturating_sub(watch.cpu_before),
             pushed_aside: running.pushed_aside().saturating_sub(watch.pushed_aside_before),
             stolen: self.stolen_on(watch.core).saturating_sub(watch.stolen_before),
+            transfer: self.transits.with_lane(id, now),
+            ahead: self.transits.ahead(id, now),
         };
         if let Some(at) = self.watches.waits_for_turn(now, &watch, used) {
             return self.watches.set(id, Watch { at, booked: true, ..watch });
@@ -244,7 +250,13 @@ mod tests {
     }
 
     fn used(cpu: u64, pushed_aside: u64) -> Used {
-        Used { cpu: ms(cpu), pushed_aside: ms(pushed_aside), stolen: Duration::ZERO }
+        Used {
+            cpu: ms(cpu),
+            pushed_aside: ms(pushed_aside),
+            stolen: Duration::ZERO,
+            transfer: Duration::ZERO,
+            ahead: Duration::ZERO,
+        }
     }
 
     fn look(at: Duration) -> Verdict {
