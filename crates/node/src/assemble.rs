@@ -3,7 +3,7 @@
 //! Every thread ends when the queue it serves closes. Stopping therefore means: have the lanes drain, then drop the ends that
 //! feed them, and join.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use plan::admission::NodeCapacity;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use runtime::environment::Credentials;
-use runtime::host::Grant;
+use runtime::host::{Grant, Protection};
 use runtime::launcher::{self, Serves, Standing};
 use runtime::sandbox::{self, Language};
 use runtime::sys::{clock, sched};
@@ -38,6 +38,7 @@ use crate::lanes::Lane;
 use crate::logs::{self, Appender};
 use crate::management::{self, DataSource, EvidenceHealth, Host, Report, Usage};
 use crate::probe::{Gap, Probes, Pulses};
+use crate::protections::Protections;
 use crate::recorder::{self, Health};
 use crate::registry::State;
 use crate::serve::{Error, Life, Options, Ready, Stop};
@@ -120,7 +121,7 @@ impl Node {
     pub(crate) fn run(
         mut self,
         listener: TcpListener,
-        missing: Vec<String>,
+        mut protections: Protections,
         (life, ready): (Life, impl FnOnce(&Ready)),
     ) -> Result<(), Error> {
         let (logs_in, logs_out, logs_kept) = logs::start(logs::Limits::default()).map_err(|source| Error::Thread { source })?;
@@ -128,7 +129,6 @@ impl Node {
         let (common, inner) = self.common()?;
         start_helpers(&mut threads, inner.scribe, logs_in, inner.networks)?;
         let ((guaranteed, guaranteed_orders), (best_effort, best_effort_orders)) = (Queues::new(), Queues::new());
-        let mut missing: BTreeSet<String> = missing.into_iter().collect();
         let handle = Arc::new(Handle::new(guaranteed.commands.0.clone(), best_effort.commands.0.clone()));
         let gap_news = guaranteed.news.0.clone();
         let (to_guaranteed, to_best_effort) = (guaranteed.entrance(), best_effort.entrance());
@@ -137,8 +137,9 @@ impl Node {
         let starter = common.starter_ends(best_effort_orders, &best_effort);
         let (narrow, _) = self.start_starter(&mut threads, Lane::BestEffort, starter, &common)?;
         let (runtime_costs, unmeasured) = costs.expect("invariant: the guaranteed lane's starter measures");
-        missing.extend(unmeasured);
-        self.accept_launchers(wide, narrow, &mut missing)?;
+        protections.interpreters(&common.kit.python, &common.kit.nodejs);
+        protections.costs(&unmeasured);
+        self.accept_launchers([wide, narrow], &mut protections)?;
         let mut evidence = self.start_recorder()?;
         let (Some(for_control), Some(mut for_lane)) = (evidence.senders.pop(), evidence.senders.pop()) else {
             unreachable!("the recorder makes as many rings as it is asked for");
@@ -164,7 +165,7 @@ impl Node {
             seen_ns,
             limits,
             runtime_costs,
-            missing: missing.into_iter().collect(),
+            protections: protections.into_list(),
         };
         let Life { runtime, stop } = life;
         let served = tokio::task::LocalSet::new()
@@ -181,22 +182,19 @@ impl Node {
         })
     }
 
-    /// Goes on with what the launchers of both lanes can hold, and adds to `missing` what they cannot.
-    fn accept_launchers(&mut self, wide: Standing, narrow: Standing, missing: &mut BTreeSet<String>) -> Result<(), Error> {
-        if let (Some(reason), Classes::RealTime) = (&wide.no_real_time, self.classes) {
-            missing.insert(format!(
-                "real-time class of instances: {reason}; guarantees are given at level soft only; give the cpu group rt_runtime"
-            ));
-            self.degrade()?;
+    /// Goes on with what the launchers of both lanes, the guaranteed one's first, can hold.
+    fn accept_launchers(&mut self, launchers: [Standing; 2], protections: &mut Protections) -> Result<(), Error> {
+        let [wide, _] = &launchers;
+        if self.classes == Classes::RealTime {
+            protections.real_time_instances(wide.no_real_time.clone());
+            if wide.no_real_time.is_some() {
+                self.degrade()?;
+            }
         }
         if self.classes == Classes::Ordinary && wide.no_cpu_groups.is_none() {
             self.capacity.quota_tick = Some(capacity::QUOTA_TICK);
         }
-        // What the machine does not give at all was said already.
-        let told = missing.iter().any(|text| text.starts_with("memory:"));
-        missing.extend([wide, narrow].into_iter().filter_map(|standing| standing.no_groups.filter(|_| !told)).map(|reason| {
-            format!("no control groups ({reason}): memory and processes of instances are limited per process; run as root or delegate a group")
-        }));
+        launchers.into_iter().for_each(|standing| protections.launcher(standing));
         Ok(())
     }
 
@@ -451,7 +449,7 @@ struct Serving<'a> {
     seen_ns: Arc<AtomicU64>,
     limits: Arc<Limits>,
     runtime_costs: runtime_cost::Costs,
-    missing: Vec<String>,
+    protections: Vec<Protection>,
 }
 
 impl Serving<'_> {
@@ -480,7 +478,8 @@ impl Serving<'_> {
         let mut managing = None;
         let living = async {
             control.started().await.map_err(|source| Error::Bringing { source })?;
-            let host = Arc::new(Watched::default());
+            let known = Report { protections: self.protections.clone(), ..Report::default() };
+            let host = Arc::new(Watched { report: Mutex::new(known) });
             let access = Arc::new(Mutex::new(self.node.front.access()));
             let (keyring, rotations) = Keyring::new(self.node.data.clone(), Arc::clone(&self.handle), Arc::clone(&access));
             let router = self.router(&control, (codes, store), &host, rotations);
@@ -549,7 +548,7 @@ impl Serving<'_> {
             level: self.node.capacity.level,
             measured: self.node.measured,
             suspended: view.functions.values().filter(|function| matches!(function.state, State::Suspended { .. })).count(),
-            missing: self.missing.clone(),
+            protections: self.protections.clone(),
         }
     }
 
@@ -608,12 +607,9 @@ impl Serving<'_> {
     }
 
     fn report(&self, health: &Health, uptime: Duration, usage: lane::Usage) -> Report {
-        let protections = self.missing.iter();
         Report {
             uptime,
-            protections: protections
-                .map(|text| management::Protection { name: "machine", missing: Some(text.clone()) })
-                .collect(),
+            protections: self.protections.clone(),
             evidence: evidence_health(health, &self.evidence),
             queues: usage.queues,
             traffic: usage.traffic,
@@ -671,7 +667,6 @@ fn evidence_health(health: &Health, recorder: &recorder::Handle) -> EvidenceHeal
 }
 
 /// The last report, for whoever asks between two looks.
-#[derive(Default)]
 struct Watched {
     report: Mutex<Report>,
 }

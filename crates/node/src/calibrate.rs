@@ -36,6 +36,8 @@ const REQUEST: &[u8] = b"POST /calibrate HTTP/1.1\r\nhost: localhost\r\ncontent-
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
+    /// What it was measured with.
+    pub classes: Classes,
     /// T: twice the worst dispatch seen under load, and a millisecond for the way from waking to the handler.
     pub tolerance: Duration,
     /// The worst dispatch seen, from the complete request to the instance's thread holding it.
@@ -76,7 +78,7 @@ pub fn measure(cores: &[u16], classes: Classes) -> io::Result<Measured> {
         return Err(error);
     }
     let gaps = gaps.lock().map_err(|_| io::Error::other("a probe panicked"))?;
-    Ok(conclude(&samples, &gaps, front?))
+    Ok(conclude(classes, &samples, &gaps, front?))
 }
 
 /// The classes the measurement runs in.
@@ -93,7 +95,7 @@ struct Sample {
     until: Time,
 }
 
-fn conclude(samples: &[(u16, Sample)], gaps: &[Gap], front: front_cost::Costs) -> Measured {
+fn conclude(classes: Classes, samples: &[(u16, Sample)], gaps: &[Gap], front: front_cost::Costs) -> Measured {
     let mut worst = Duration::ZERO;
     let mut excluded = 0;
     for (core, sample) in samples {
@@ -106,7 +108,7 @@ fn conclude(samples: &[(u16, Sample)], gaps: &[Gap], front: front_cost::Costs) -
             worst = worst.max(sample.until.since(sample.from));
         }
     }
-    Measured { tolerance: (worst * 2 + ENTRY).max(LEAST), worst, front, excluded }
+    Measured { classes, tolerance: (worst * 2 + ENTRY).max(LEAST), worst, front, excluded }
 }
 
 fn hog(stop: &Arc<AtomicBool>) -> thread::JoinHandle<()> {
@@ -234,7 +236,7 @@ mod tests {
         let at = Time::from_millis;
         let samples = [(0, Sample { from: at(10), until: at(11) }), (1, Sample { from: at(20), until: at(29) })];
         let gap = Gap { core: 1, from: at(21), until: at(28) };
-        let measured = conclude(&samples, &[gap], front_cost::Costs::default());
+        let measured = conclude(Classes::RealTime, &samples, &[gap], front_cost::Costs::default());
         assert_eq!((measured.worst, measured.excluded), (Duration::from_millis(1), 1));
         assert_eq!(measured.tolerance, Duration::from_millis(3));
     }
@@ -243,6 +245,7 @@ mod tests {
     fn the_measured_path_works_without_any_privilege() {
         let measured = measure(&[0], Classes::Ordinary).unwrap();
         assert!(LEAST <= measured.tolerance);
+        assert_eq!(measured.classes, Classes::Ordinary);
         assert!(Duration::ZERO < measured.front.invocation);
     }
 }

@@ -35,6 +35,7 @@ mod keyring;
 mod lane;
 mod manage;
 mod probe;
+mod protections;
 mod runtime_cost;
 mod scribe;
 pub mod serve;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::Level;
-use runtime::host::{self, Grant, Missing};
+use runtime::host::{self, Grant, Protection};
 use runtime::sys::sched;
 use runtime::{bootstrap, launcher};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -20,6 +20,7 @@ use crate::auth::{Policy, keys};
 use crate::calibrate::{self, Classes, Measured};
 use crate::front::Front;
 use crate::lambda::Home;
+use crate::protections::Protections;
 use crate::{capacity, code, control, recorder, store};
 
 /// How a node is started.
@@ -44,8 +45,8 @@ pub struct Ready {
     pub measured: Measured,
     /// Functions whose guarantee no longer fits.
     pub suspended: usize,
-    /// What this machine or user does not give, with the consequence and the way out.
-    pub missing: Vec<String>,
+    /// What this machine and user give the node or do not, most consequential first.
+    pub protections: Vec<Protection>,
 }
 
 /// Why a node does not serve, or no longer.
@@ -96,16 +97,10 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
         Grant::Yes => Classes::RealTime,
         Grant::No { .. } => Classes::Ordinary,
     };
-    let mut missing: Vec<String> = host.missing().iter().map(in_words).collect();
-    if descriptors < DESCRIPTORS_WANTED {
-        missing.push(format!(
-            "descriptors: this user may open {descriptors} files, {DESCRIPTORS_WANTED} are wanted; instances or connections beyond that are refused; raise RLIMIT_NOFILE"
-        ));
-    }
-    if classes == Classes::RealTime
-        && let Err(error) = sched::lock_memory()
-    {
-        missing.push(format!("memory is not locked ({error}): a page fault can delay the front; raise RLIMIT_MEMLOCK"));
+    let mut protections = Protections::new(host.protections());
+    protections.descriptors(descriptors);
+    if classes == Classes::RealTime {
+        protections.locked_memory(sched::lock_memory());
     }
     let cores = sched::cores().map_err(|source| Error::Measure { source })?;
     let measured = calibrate::measure(&cores, classes).map_err(|source| Error::Measure { source })?;
@@ -129,7 +124,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
         capacity,
         outbound: host.tun,
     };
-    node.run(listener, missing, (life, ready))
+    node.run(listener, protections, (life, ready))
 }
 
 /// The event loop of the node's main thread, and the signals that end it: listened to from the first moment on, so that no
@@ -180,9 +175,6 @@ impl Stop {
     }
 }
 
-/// Descriptors for the connections and instances that the node's limits allow: each instance takes about eight.
-const DESCRIPTORS_WANTED: u64 = 16_384;
-
 /// Raises the number of descriptors this process may have as far as it may. Returns what it has then.
 fn raise_descriptors() -> u64 {
     let limit = getrlimit(Resource::Nofile);
@@ -190,12 +182,6 @@ fn raise_descriptors() -> u64 {
     // Where it cannot be raised the limit stays, and is reported.
     let _ = setrlimit(Resource::Nofile, raised);
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
-}
-
-/// What is missing, why, what follows, and the way out.
-fn in_words(missing: &Missing) -> String {
-    let Missing { what, reason, consequence, remedy } = missing;
-    format!("{what}: {reason}; {consequence}; {remedy}")
 }
 
 /// The data directory, locked against a second node.

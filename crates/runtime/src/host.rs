@@ -67,13 +67,44 @@ pub struct Host {
     pub cores: Vec<u16>,
 }
 
-/// One thing that is missing, what follows, and what to do.
+/// Something that a machine and its user give a node, or do not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protection {
+    pub name: String,
+    /// `None`: it is in force.
+    pub missing: Option<Missing>,
+}
+
+/// Why something is not there, what follows, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    pub what: String,
     pub reason: String,
-    pub consequence: &'static str,
-    pub remedy: &'static str,
+    pub consequence: String,
+    pub remedy: String,
+}
+
+impl Protection {
+    /// As it was granted, with what follows where it was not.
+    #[must_use]
+    pub fn new(name: &str, grant: &Grant, consequence: &str, remedy: &str) -> Self {
+        let missing = match grant {
+            Grant::Yes => None,
+            Grant::No { reason } => {
+                Some(Missing { reason: reason.clone(), consequence: consequence.to_owned(), remedy: remedy.to_owned() })
+            }
+        };
+        Self { name: name.to_owned(), missing }
+    }
+}
+
+impl fmt::Display for Protection {
+    /// One line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.missing {
+            None => write!(f, "{}: in force", self.name),
+            Some(Missing { reason, consequence, remedy }) => write!(f, "{}: {consequence} ({reason}); {remedy}", self.name),
+        }
+    }
 }
 
 /// Looks at the machine. Starts a few short processes and one thread; some milliseconds.
@@ -174,51 +205,64 @@ impl Host {
         if reasons.is_empty() { self.seccomp.clone() } else { Grant::No { reason: reasons.join("; ") } }
     }
 
-    /// Everything that is missing, most consequential first.
+    /// Everything that is looked for, most consequential first.
     #[must_use]
-    pub fn missing(&self) -> Vec<Missing> {
-        let mut found = Vec::new();
-        let mut note = |what: &str, grant: &Grant, consequence, remedy| match grant {
-            Grant::Yes => {}
-            Grant::No { reason } => {
-                found.push(Missing { what: what.to_owned(), reason: reason.clone(), consequence, remedy });
-            }
-        };
-        note(
-            "isolation of instances",
-            &self.isolation(),
-            "process instances cannot be started",
-            "run as root, or allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone)",
-        );
-        note(
-            "real-time scheduling",
-            &self.hard_level(),
-            "guarantees are given at level soft only",
-            "run as root, or `setcap cap_sys_nice,cap_ipc_lock+ep` the takt program, or set LimitRTPRIO=95 (systemd) or `rtprio 95` \
-             (limits.conf), outside cpu groups without rt_runtime",
-        );
-        for (controller, grant) in &self.groups {
-            let consequence = match controller {
-                Controller::Memory => "memory is limited per process instead of per instance",
-                Controller::Pids => "processes are limited per user instead of per instance",
-                Controller::Cpu => "best-effort instances weigh as much as other programs",
-                Controller::CpuAccounting => "CPU time is measured of an instance's program alone",
-            };
-            note(controller.name(), grant, consequence, "run as root, or as a service with Delegate=yes");
-        }
+    pub fn protections(&self) -> Vec<Protection> {
         let landlock = match self.landlock_abi {
             ..1 => Grant::No { reason: "the kernel has none".to_owned() },
             1.. => Grant::Yes,
         };
-        note("Landlock", &landlock, "one layer less holds files read-only", "start the kernel with lsm=landlock,…");
-        note(
-            "TUN devices",
-            &self.tun,
-            "functions get no outbound connections, and those that ask for them are refused",
-            "make /dev/net/tun accessible",
-        );
-        note("locked memory", &self.memory_lock, "page faults can delay guaranteed work", "grant CAP_IPC_LOCK");
-        found
+        let mut all = vec![
+            Protection::new(
+                "isolation of instances",
+                &self.isolation(),
+                "process instances cannot be started",
+                "run as root, or allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone)",
+            ),
+            Protection::new(
+                "real-time scheduling",
+                &self.hard_level(),
+                "guarantees are given at level soft only",
+                "run as root, or `setcap cap_sys_nice,cap_ipc_lock+ep` the takt program, or set LimitRTPRIO=95 (systemd) or \
+                 `rtprio 95` (limits.conf), outside cpu groups without rt_runtime",
+            ),
+        ];
+        all.extend(self.groups.iter().map(|(controller, grant)| {
+            let name = format!("control groups: {}", controller.name());
+            Protection::new(&name, grant, controller.without(), "run as root, or as a service with Delegate=yes")
+        }));
+        all.extend([
+            Protection::new(
+                "Landlock",
+                &landlock,
+                "one layer less holds files read-only",
+                "start the kernel with lsm=landlock,…",
+            ),
+            Protection::new(
+                "TUN devices",
+                &self.tun,
+                "functions get no outbound connections, and those that ask for them are refused",
+                "make /dev/net/tun accessible",
+            ),
+            Protection::new("locked memory", &self.memory_lock, "page faults can delay guaranteed work", "grant CAP_IPC_LOCK"),
+        ]);
+        all
+    }
+}
+
+impl Controller {
+    /// What follows where it governs nothing.
+    #[must_use]
+    pub const fn without(self) -> &'static str {
+        match self {
+            Self::Memory => "memory is limited per process instead of per instance",
+            Self::Pids => "processes are limited per user instead of per instance",
+            Self::Cpu => {
+                "at level soft the CPU share is sampled instead of a quota, and other programs weigh as much as the node and \
+                 its instances"
+            }
+            Self::CpuAccounting => "CPU time is measured of an instance's program alone",
+        }
     }
 }
 
@@ -250,9 +294,8 @@ impl fmt::Display for Host {
         };
         writeln!(f, "running as {user} on {} cores; {throttle}; Landlock ABI {}", self.cores.len(), self.landlock_abi)?;
         writeln!(f, "control groups: {}", self.group_layout)?;
-        for missing in self.missing() {
-            let Missing { what, reason, consequence, remedy } = missing;
-            writeln!(f, "missing: {what} ({reason}): {consequence}. To change it: {remedy}.")?;
+        for missing in self.protections().iter().filter(|protection| protection.missing.is_some()) {
+            writeln!(f, "missing: {missing}")?;
         }
         Ok(())
     }
@@ -281,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_full_machine_lacks_nothing() {
-        assert_eq!(full().missing(), []);
+        assert!(full().protections().iter().all(|protection| protection.missing.is_none()));
         assert!(full().isolation().is_yes() && full().hard_level().is_yes());
     }
 
@@ -293,7 +336,7 @@ mod tests {
         let text = host.to_string();
         assert!(text.contains("level soft only"), "{text}");
         assert!(text.contains("CAP_SYS_NICE not held, RLIMIT_RTPRIO 0, rt_runtime of the cpu group 0 us"), "{text}");
-        assert_eq!(host.missing().len(), 2);
+        assert_eq!(host.protections().iter().filter(|protection| protection.missing.is_some()).count(), 2);
     }
 
     #[test]

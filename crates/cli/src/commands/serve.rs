@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use model::Level;
+use node::calibrate::Classes;
 use node::serve::{self, Options, Ready};
 use serde_json::json;
 
@@ -62,15 +63,29 @@ fn watch(
     thread.context("cannot start the watch over the function folder")
 }
 
-/// One line that it is ready, and one for everything this machine does not give.
+/// One line that it is ready, after one for everything that this machine and user do not give.
 fn say(ready: &Ready, format: Format) {
     let measured = &ready.measured;
+    let missing = ready.protections.iter().filter_map(|protection| Some((protection, protection.missing.as_ref()?)));
     match format {
         Format::Json => {
+            let missing = missing.map(|(protection, missing)| {
+                json!({
+                    "name": protection.name,
+                    "reason": missing.reason,
+                    "consequence": missing.consequence,
+                    "remedy": missing.remedy,
+                })
+            });
+            let measured_with = match measured.classes {
+                Classes::RealTime => Level::Hard,
+                Classes::Ordinary => Level::Soft,
+            };
             let line = json!({
                 "ready": true,
                 "url": format!("http://{}", ready.address),
                 "level": ready.level,
+                "measured_level": measured_with,
                 "tolerance_us": micros(measured.tolerance),
                 "worst_dispatch_us": micros(measured.worst),
                 "front_cost_us": micros(measured.front.invocation),
@@ -78,13 +93,15 @@ fn say(ready: &Ready, format: Format) {
                 "long_request_cost_us": micros(measured.front.long_request),
                 "long_result_cost_us": micros(measured.front.long_result),
                 "suspended": ready.suspended,
-                "missing": ready.missing,
+                "missing": missing.collect::<Vec<_>>(),
             });
             println!("{line}");
         }
         Format::Human => {
-            for missing in &ready.missing {
-                eprintln!("note: {missing}");
+            let lines: Vec<String> = missing.map(|(protection, _)| format!("  {protection}")).collect();
+            if !lines.is_empty() {
+                eprintln!("note: this machine does not give this node (`takt top` and GET /v1/node say so too):");
+                eprintln!("{}", lines.join("\n"));
             }
             if 0 < ready.suspended {
                 eprintln!(

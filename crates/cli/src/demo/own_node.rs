@@ -30,7 +30,14 @@ pub(crate) struct Ready {
     pub(crate) url: String,
     pub(crate) level: String,
     pub(crate) tolerance_us: u64,
-    pub(crate) missing: Vec<String>,
+    pub(crate) missing: Vec<Missing>,
+}
+
+/// Something that this machine and user do not give a node.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Missing {
+    pub(crate) name: String,
+    pub(crate) consequence: String,
 }
 
 /// The node's process, stopped when dropped.

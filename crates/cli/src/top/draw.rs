@@ -65,6 +65,9 @@ fn head<'a>(frame: &'a Frame, title: &'a str) -> Vec<Line<'a>> {
         frame.queues.iter().map(|queue| format!("{} {}/{}", queue.name, queue.length, queue.limit)).collect();
     let left = format!("left: {} MB, {} instances", frame.memory_left_mib, frame.instances_left);
     lines.push(Line::from(if queues.is_empty() { left } else { format!("{left}   waiting: {}", queues.join(", ")) }));
+    if !frame.missing.is_empty() {
+        lines.push(Line::from(format!("not given here: {}", frame.missing.join(", "))));
+    }
     let red = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
     lines.extend(frame.problems.iter().map(|problem| Line::from(Span::styled(problem.as_str(), red))));
     lines
@@ -130,6 +133,7 @@ mod tests {
                 "memory_bytes": 1_073_741_824, "instances": 90,
             },
             "queues": [{ "name": "control", "length": 0, "limit": 64 }],
+            "protections": [{ "name": "Landlock", "missing": { "reason": "the kernel has none" } }, { "name": "TUN devices" }],
             "evidence": { "problem": "the disk is full" } });
         let functions = json!({ "functions": [{ "name": "detect", "standing": "guaranteed", "guarantee": {
             "terms": { "rate": "30/s" }, "start_bound": "11600us", "tolerance": "400us", "start_within": "80ms", "warm": 2, "instances": 4 } }] });
@@ -142,6 +146,7 @@ mod tests {
              level hard  T 400us (largest seen 120us)\n\
              core 0  ████████████░░░░░░░░  42 % left for guarantees\n\
              left: 1024 MB, 90 instances   waiting: control 0/64\n\
+             not given here: Landlock\n\
              the disk is full\n\
              \n\
              NAME                   STANDING    RATE / PROMISED   START WORST / PROMISED VIOLATED LATE   EXCESS   WARM/K\n\

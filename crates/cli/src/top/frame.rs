@@ -25,6 +25,8 @@ pub struct Frame {
     pub queues: Vec<Queue>,
     /// What keeps the node from giving guarantees or keeping evidence, in its own words.
     pub problems: Vec<String>,
+    /// What the machine and its user do not give the node.
+    pub missing: Vec<String>,
     pub functions: Vec<Function>,
 }
 
@@ -104,6 +106,11 @@ impl Frame {
             memory_left_mib: number(&left["memory_bytes"]) >> 20,
             instances_left: number(&left["instances"]),
             queues: list(&node["queues"]).iter().map(Queue::read).collect(),
+            missing: list(&node["protections"])
+                .iter()
+                .filter(|it| !it["missing"].is_null())
+                .map(|it| text(&it["name"]))
+                .collect(),
             problems: problems.into_iter().filter_map(Value::as_str).map(str::to_owned).collect(),
             functions: list(&functions["functions"]).iter().map(|value| Function::read(value, metrics)).collect(),
         };

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::{ECHO, Node, takt_command, wait_until};
+use super::support::{ECHO, Node, takt_command, wait_until, wanted_level};
 
 pub(crate) fn audit(data: &Path) -> Value {
     let output = takt_command(data).args(["audit", "--json"]).arg(data).output().unwrap();
@@ -29,13 +29,21 @@ pub(crate) fn finding<'a>(audit: &'a Value, function: &str) -> &'a Value {
     findings.iter().rfind(|finding| finding["function"] == function).unwrap_or_else(|| panic!("no {function}: {audit}"))
 }
 
+/// No promise was missed but for proven steal. Without real-time classes other programs of the machine may keep an invocation
+/// from its core, which nobody sees: its cause is unknown then, and still neither the node's fault nor the function's.
+fn assert_nobodys_fault(finding: &Value) {
+    let by_cause = finding["counters"]["by_cause"].as_array().unwrap().as_slice();
+    let [_steal, ours @ .., unknown] = by_cause else { panic!("{finding}") };
+    assert!(ours.iter().all(|count| *count == 0), "{finding}");
+    assert!(*unknown == 0 || wanted_level().is_some(), "{finding}");
+}
+
 /// The records of a function are whole, and none of its promises was missed but for proven steal.
 pub(crate) fn assert_kept(audit: &Value, function: &str) {
     let finding = finding(audit, function);
     assert_eq!(audit["report"]["contradictions_total"], 0, "{audit}");
     assert_eq!(finding["missing_records"], 0, "{finding}");
-    let [_steal, other @ ..] = finding["counters"]["by_cause"].as_array().unwrap().as_slice() else { panic!("{finding}") };
-    assert!(other.iter().all(|count| *count == 0), "{finding}");
+    assert_nobodys_fault(finding);
 }
 
 /// The sum of a counter over all generations of all guarantees.
@@ -51,8 +59,7 @@ pub(crate) fn assert_nothing_is_violated(data: &Path, arrivals: u64) {
     assert!(arrivals <= sum(&audit, "arrivals"), "{audit}");
     for finding in audit["report"]["guarantees"].as_array().unwrap() {
         assert_eq!(finding["missing_records"], 0, "{audit}");
-        let [_steal, other @ ..] = finding["counters"]["by_cause"].as_array().unwrap().as_slice() else { panic!("{audit}") };
-        assert!(other.iter().all(|count| *count == 0), "{audit}");
+        assert_nobodys_fault(finding);
     }
 }
 

@@ -23,6 +23,8 @@ mod function_url;
 #[cfg(test)]
 mod handlers;
 #[cfg(test)]
+mod level;
+#[cfg(test)]
 mod other_clients;
 #[cfg(test)]
 mod overrun;
@@ -42,6 +44,8 @@ mod starts;
 mod steal;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tolerance;
 #[cfg(test)]
 mod tool;
 #[cfg(test)]

@@ -16,7 +16,7 @@ const FAR: &str = "[guarantee]\nrate = \"20/s\"\nmax_run_time = \"150ms\"\ncpu =
 const THIEF: &str = "import time\nend = time.monotonic() + 0.06\nwhile time.monotonic() < end: pass";
 
 /// The kernel's number of a core, by the names of the node's probes: admission counts them from 0.
-fn cpu_of(node: &Node, core: u64) -> String {
+pub(crate) fn cpu_of(node: &Node, core: u64) -> String {
     let names = std::fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap().flatten();
     let names = names.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
     let cpus: BTreeSet<u32> = names.filter_map(|name| name.trim().strip_prefix("probe-")?.parse().ok()).collect();

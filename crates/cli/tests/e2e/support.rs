@@ -49,10 +49,23 @@ impl Node {
 
     /// The same on a stated address.
     pub(crate) fn start_on(listen: &str, data: &Path, arguments: &[&str]) -> Self {
+        let node = Self::start_by(node_command(data), (listen, data), arguments);
+        if wanted_level().is_some() {
+            assert_eq!(node.ready["level"], "soft", "without the right to real-time classes: {}", node.ready);
+        }
+        node
+    }
+
+    /// Starts a node that has these rights, whatever level is wanted.
+    pub(crate) fn start_with(rights: Rights, data: &Path) -> Self {
+        Self::start_by(node_command_with(rights, data), (&format!("127.0.0.1:{}", free_port()), data), &[])
+    }
+
+    fn start_by(mut command: Command, (listen, data): (&str, &Path), arguments: &[&str]) -> Self {
         let alone = alone().unwrap();
         let said = data.with_extension("stderr");
         let errors = OpenOptions::new().create(true).append(true).open(&said).unwrap();
-        let mut child = node_command(data)
+        let mut child = command
             .args(["serve", "--json", "--listen", listen])
             .args(arguments)
             .stdout(Stdio::piped())
@@ -65,9 +78,6 @@ impl Node {
         let url = ready["url"].as_str().unwrap_or_else(|| panic!("the node is not ready, it said: {line}"));
         let address = url.strip_prefix("http://").unwrap().parse().unwrap();
         let token = token(data).unwrap();
-        if wanted_level().is_some() {
-            assert_eq!(ready["level"], "soft", "without the right to real-time classes: {ready}");
-        }
         Self { child, said, ready, address, data: data.to_owned(), token, _alone: alone }
     }
 
@@ -414,8 +424,21 @@ fn token(data: &Path) -> Option<String> {
 }
 
 /// The level that `TAKT_TEST_LEVEL` asks the nodes of all stories to run at; without it, the best the machine gives.
-fn wanted_level() -> Option<String> {
+pub(crate) fn wanted_level() -> Option<String> {
     std::env::var("TAKT_TEST_LEVEL").ok()
+}
+
+/// What a node of these stories may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rights {
+    /// All that the user who tells the stories has.
+    All,
+    /// The same without the right to real-time classes: control groups are left to it.
+    NoRealTime,
+    /// All for itself, and no right to real-time classes for the launcher and the instances that it starts.
+    RealTimeForOneself,
+    /// An ordinary user's.
+    OfAUser,
 }
 
 /// Whether the nodes of all stories are an ordinary user's.
@@ -444,20 +467,46 @@ const LOOSE: Duration = Duration::from_secs(1);
 /// The tool as a node is started with it. `TAKT_TEST_LEVEL=soft` takes the right to real-time classes away, and leaves root
 /// its control groups; `TAKT_TEST_LEVEL=user` starts the node as an ordinary user.
 pub(crate) fn node_command(data: &Path) -> Command {
+    let rights = match wanted_level().as_deref() {
+        None => Rights::All,
+        Some("soft") => Rights::NoRealTime,
+        Some("user") => Rights::OfAUser,
+        Some(other) => panic!("TAKT_TEST_LEVEL is `soft` or `user`, not `{other}`"),
+    };
+    node_command_with(rights, data)
+}
+
+fn node_command_with(rights: Rights, data: &Path) -> Command {
     let plain = takt_command(data);
-    let Some(level) = wanted_level() else { return plain };
-    let rights: &[&str] = match level.as_str() {
-        "soft" => &["--bounding-set=-sys_nice", "--inh-caps=-sys_nice"],
-        "user" => {
+    let (priority, words): (&str, &[&str]) = match rights {
+        Rights::All => return plain,
+        Rights::NoRealTime => ("--rtprio=0:0", &["--bounding-set=-sys_nice", "--inh-caps=-sys_nice"]),
+        Rights::RealTimeForOneself => return launcher_without_real_time(&plain, data),
+        Rights::OfAUser => {
             let owned = Command::new("chown").args(["-R", ORDINARY_USER]).arg(data.parent().unwrap()).status().unwrap();
             assert!(owned.success());
-            &["--reuid=61234", "--regid=61234", "--clear-groups"]
+            ("--rtprio=0:0", &["--reuid=61234", "--regid=61234", "--clear-groups"])
         }
-        other => panic!("TAKT_TEST_LEVEL is `soft` or `user`, not `{other}`"),
     };
     let mut command = Command::new("prlimit");
-    command.args(["--rtprio=0:0", "setpriv"]).args(rights).arg(plain.get_program()).env_clear();
+    command.args([priority, "setpriv"]).args(words).arg(plain.get_program()).env_clear();
     command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?)))).env_remove("TAKT_TOKEN");
+    command
+}
+
+/// A node whose program, once it runs, is covered by one that becomes a launcher without the right to real-time classes.
+fn launcher_without_real_time(plain: &Command, data: &Path) -> Command {
+    let folder = data.parent().unwrap();
+    let (program, lesser) = (folder.join("takt"), folder.join("lesser"));
+    fs::copy(plain.get_program(), &program).unwrap();
+    let lowers = "exec setpriv --bounding-set=-sys_nice --inh-caps=-sys_nice";
+    let script = format!("#!/bin/sh\n{lowers} {} \"$@\"\n", plain.get_program().to_string_lossy());
+    fs::write(&lesser, script).unwrap();
+    fs::set_permissions(&lesser, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let covers = "{ until [ \"$(readlink /proc/$$/exe)\" = \"$0\" ]; do :; done; mount --bind \"${0%takt}lesser\" \"$0\"; } & exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", covers]).arg(program).env_clear();
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
 }
 

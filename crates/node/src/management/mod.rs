@@ -25,6 +25,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::routing::{MethodRouter, get, post, put};
 use http::StatusCode;
+use runtime::host::Protection;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -61,7 +62,7 @@ pub trait Host: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     pub uptime: Duration,
-    /// What isolation and scheduling the machine grants, by name, with what is missing where it does not.
+    /// What the machine and its user give the node or do not, most consequential first.
     pub protections: Vec<Protection>,
     pub evidence: EvidenceHealth,
     pub queues: Vec<Queue>,
@@ -71,14 +72,6 @@ pub struct Report {
     pub usage: Vec<Usage>,
     /// The largest dispatch delay seen since the start.
     pub tolerance_seen: Duration,
-}
-
-/// One thing the machine grants or not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Protection {
-    pub name: &'static str,
-    /// `None`: it is granted; else why not.
-    pub missing: Option<String>,
 }
 
 /// How the recorder is.

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use model::format_duration;
+use runtime::host::{Missing, Protection};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -38,6 +39,7 @@ pub(super) struct NodeAnswer {
     best_effort: BestEffortAnswer,
     /// Why no guarantees are given now, if they are not.
     admission_stopped: Option<String>,
+    /// What the machine and its user give the node or do not, most consequential first.
     protections: Vec<ProtectionAnswer>,
     evidence: EvidenceAnswer,
     queues: Vec<QueueAnswer>,
@@ -61,11 +63,27 @@ struct BestEffortAnswer {
     running: u64,
 }
 
+/// Something that a machine and its user give a node, or do not.
 #[derive(Debug, Serialize, ToSchema)]
 struct ProtectionAnswer {
-    name: &'static str,
-    /// `null`: it is in force; else why not.
-    missing: Option<String>,
+    name: String,
+    /// `null`: it is in force.
+    missing: Option<MissingAnswer>,
+}
+
+/// Why something is not there, what follows, and what to do.
+#[derive(Debug, Serialize, ToSchema)]
+struct MissingAnswer {
+    reason: String,
+    consequence: String,
+    remedy: String,
+}
+
+impl From<Protection> for ProtectionAnswer {
+    fn from(Protection { name, missing }: Protection) -> Self {
+        let missing = missing.map(|Missing { reason, consequence, remedy }| MissingAnswer { reason, consequence, remedy });
+        Self { name, missing }
+    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -94,7 +112,6 @@ pub(super) async fn show(State(shared): State<Shared>) -> Json<NodeAnswer> {
         limit: u64::try_from(crate::control::MAX_WAITING).unwrap_or(u64::MAX),
     };
     let queues = report.queues.iter().map(|it| QueueAnswer { name: it.name, length: it.length, limit: it.limit });
-    let protections = report.protections.into_iter().map(|it| ProtectionAnswer { name: it.name, missing: it.missing });
     Json(NodeAnswer {
         version: env!("CARGO_PKG_VERSION"),
         uptime: format_duration(report.uptime),
@@ -118,7 +135,7 @@ pub(super) async fn show(State(shared): State<Shared>) -> Json<NodeAnswer> {
             Gate::Open => None,
             Gate::Shut { reason } => Some(reason.clone()),
         },
-        protections: protections.collect(),
+        protections: report.protections.into_iter().map(ProtectionAnswer::from).collect(),
         evidence: EvidenceAnswer {
             records_written: report.evidence.records_written,
             records_lost: report.evidence.records_lost,

@@ -243,7 +243,7 @@ impl Stage {
         self.say(&format!("Clip: {}, {} pictures at {}/s, {seconds:.0} s{events}.", clip.source, clip.pictures.len(), clip.fps))?;
         self.say(&format!("Node: its own, at {} ({}).", ready.url, conditions(ready)))?;
         for missing in &ready.missing {
-            self.say(&format!("  note: {missing}"))?;
+            self.say(&format!("  not given here: {}; {}", missing.name, missing.consequence))?;
         }
         self.say(&format!(
             "Functions: the watcher took {:.1} ms of processor at most and has {:.0} ms for a look, the detector {:.1} ms of {:.0} ms.",

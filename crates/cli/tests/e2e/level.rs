@@ -1,0 +1,91 @@
+//! What a machine and its user give a node, and that it says what they do not: at its start, later, and in what it promises.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::evidence::records;
+use super::support::{ECHO, Node, Rights, assert_exit};
+
+const GUARANTEE: &str = "[guarantee]\nrate = \"2/s\"\nmax_run_time = \"50ms\"\ncpu = 0.5\nstart_within = \"2s\"\n";
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().unwrap().stdout.trim_ascii() == b"0"
+}
+
+/// What is missing by name, with the reasons.
+fn missing(node: &Node) -> BTreeMap<String, Value> {
+    let list = node.ready["missing"].as_array().unwrap();
+    list.iter().map(|it| (it["name"].as_str().unwrap().to_owned(), it["reason"].clone())).collect()
+}
+
+/// Level and T are of one measurement, in the evidence as in what the node says.
+fn check_measured_for_its_level(node: Node, data: &std::path::Path) {
+    let level = node.ready["level"].clone();
+    assert_eq!(node.ready["measured_level"], level, "{}", node.ready);
+    node.python("promised", GUARANTEE, ECHO);
+    let answer = node.invoke("promised", &json!(1));
+    assert_eq!((answer.json(), answer.header("x-takt-class")), (json!(1), "guaranteed"), "{answer:?}");
+    assert_eq!(node.get("/v1/functions/promised/guarantee")["level"], level);
+    let tolerance_us = node.ready["tolerance_us"].as_u64().unwrap();
+    node.stop();
+    let opening = records(data, "node-started").pop().unwrap();
+    let tolerance = &opening["tolerance"];
+    let nanos = tolerance["secs"].as_u64().unwrap() * 1_000_000_000 + tolerance["nanos"].as_u64().unwrap();
+    assert_eq!((&opening["level"], nanos / 1_000), (&level, tolerance_us), "{opening}");
+}
+
+#[test]
+fn what_a_node_is_not_given_is_one_list_at_its_start_and_later() {
+    let all = [
+        (Rights::All, &[][..]),
+        (Rights::NoRealTime, &["real-time scheduling"][..]),
+        (Rights::OfAUser, &["real-time scheduling", "a user for each instance"][..]),
+    ];
+    for (rights, expected) in all {
+        if rights != Rights::All && !is_root() {
+            println!("skipped: a node with {rights:?} (only root can take rights away)");
+            continue;
+        }
+        let home = TempDir::new().unwrap();
+        let node = Node::start_with(rights, &home.path().join("node"));
+        let missing = missing(&node);
+        assert!(expected.iter().all(|name| missing.contains_key(*name)), "{rights:?}: {missing:?}");
+        let hard = missing.keys().all(|name| !name.starts_with("real-time scheduling"));
+        assert_eq!(node.ready["level"], if hard { "hard" } else { "soft" }, "{rights:?}: {missing:?}");
+        let later = node.get("/v1/node");
+        let protections = later["protections"].as_array().unwrap().iter();
+        let later: BTreeMap<String, Value> = protections
+            .filter(|it| !it["missing"].is_null())
+            .map(|it| (it["name"].as_str().unwrap().to_owned(), it["missing"]["reason"].clone()))
+            .collect();
+        assert_eq!(later, missing, "{rights:?}");
+        if rights != Rights::OfAUser {
+            let top = node.takt(&["top"]);
+            assert_exit(&top, 0);
+            let top = String::from_utf8(top.stdout).unwrap();
+            assert!(missing.keys().all(|name| top.contains(name.as_str())), "{rights:?}: {top}");
+        }
+        node.stop();
+    }
+}
+
+#[test]
+fn t_is_measured_for_the_level_that_is_given_also_where_only_instances_are_refused_the_real_time_class() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("plain");
+    check_measured_for_its_level(Node::start(&data, &[]), &data);
+    if !is_root() {
+        println!("skipped: a node that may be of real-time class and whose instances may not (only root can take rights away)");
+        return;
+    }
+    let data = home.path().join("refused");
+    let node = Node::start_with(Rights::RealTimeForOneself, &data);
+    let missing = missing(&node);
+    assert!(missing.contains_key("real-time scheduling of instances"), "{missing:?}");
+    assert!(!missing.contains_key("real-time scheduling"), "its own threads may: {missing:?}");
+    assert_eq!(node.ready["level"], "soft");
+    check_measured_for_its_level(node, &data);
+}
