@@ -517,7 +517,7 @@ pub enum Demo {
     Traffic(TrafficArgs),
 }
 
-/// A road camera watched by two functions: alone, beside a neighbour that floods the machine, and so without a guarantee.
+/// A road camera watched by two functions: alone, beside neighbours that flood the machine, and so without a guarantee.
 ///
 /// One function looks twice a second; while something happens on the road, every picture goes to a second one that detects
 /// and tracks, with 100 ms for each. The demonstration starts a node of its own, deploys both, shows the same clip three
@@ -539,6 +539,11 @@ pub struct TrafficArgs {
     /// What the generated highway is made from.
     #[arg(long, value_name = "N", default_value_t = 7)]
     pub seed: u64,
+
+    /// Tenants that flood best-effort work, 1 to 96. By default so many that the camera's fair share of the cores is half of what
+    /// its functions need while something happens, but 8 to 64.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=96))]
+    pub neighbours: Option<u16>,
 
     /// Where the report is written.
     #[arg(long, value_name = "FILE.html", default_value = "takt-traffic.html")]
@@ -567,7 +572,7 @@ pub enum InternalRole {
         /// Which one: watch, detect or burn.
         role: String,
     },
-    /// Flood a function of a node until standard input ends, then say what came of it.
+    /// Flood functions of a node until standard input ends, then say what came of it.
     Neighbour(NeighbourArgs),
     /// Print the command-line reference.
     Docs,
@@ -577,18 +582,19 @@ pub enum InternalRole {
 
 #[derive(Args, Debug)]
 pub struct NeighbourArgs {
-    /// The function.
-    pub name: FunctionName,
+    /// The functions.
+    #[arg(required = true, num_args = 1..=96)]
+    pub names: Vec<FunctionName>,
 
     /// The event of every invocation.
     #[arg(long, value_name = "JSON")]
     pub data: String,
 
-    /// Connections that each ask again as soon as they are answered.
+    /// Connections that each ask again as soon as they are answered, over all functions.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub connections: u16,
 
-    /// Beside them, invocations at this rate whatever becomes of the ones before.
+    /// Beside them, invocations of each function at this rate whatever becomes of the ones before.
     #[arg(long)]
     pub rate: Rate,
 

@@ -21,7 +21,7 @@ fn demo(words: &[&str], folder: &Path) -> io::Result<Output> {
 fn check_clip(source: &[&str]) {
     let _alone = alone::alone().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let output = demo(&[source, &["--seconds", "10"]].concat(), folder.path()).unwrap();
+    let output = demo(&[source, &["--seconds", "10", "--neighbours", "3"]].concat(), folder.path()).unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     let shown: Value = serde_json::from_str(&text).unwrap();
@@ -38,8 +38,9 @@ fn check_clip(source: &[&str]) {
     assert_eq!(count(&variants[2]["score"]["guaranteed"]), 0);
     let happened = !variants[0]["score"]["value_by_the_model"].is_null();
     assert_eq!(happened, variants[0]["value_as_reserved"].is_number(), "both values, or none: {}", variants[0]);
-    assert!(variants[0]["neighbour"].is_null());
-    assert!(variants[1..].iter().all(|variant| 0 < count(&variant["neighbour"]["answered"])), "{text}");
+    assert!(variants[0]["neighbours"].is_null());
+    assert!(variants[1..].iter().all(|variant| 0 < count(&variant["neighbours"]["answered"])), "{text}");
+    assert_eq!(count(&shown["neighbours"]["neighbours"]), 3);
     assert!(["kept", "missed"].contains(&shown["evidence"]["verdict"].as_str().unwrap()), "{}", shown["evidence"]);
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["takt-traffic.html"]);

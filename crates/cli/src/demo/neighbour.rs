@@ -1,4 +1,4 @@
-//! A noisy neighbour: a process that floods a best-effort function through the node's public port.
+//! Noisy neighbours: a process that floods best-effort functions, each of a tenant of its own, through the node's public port.
 //!
 //! It is of ordinary class, as a client on the same machine is, and lives until its standard input ends: however its parent
 //! dies, it goes.
@@ -21,8 +21,8 @@ use crate::args::NeighbourArgs;
 use crate::client::Client;
 use crate::load::{Arrivals, Drive, Outcome, Sample, Schedule, Target, Wall, exchange};
 
-/// The open loop has at most so many connections of its own: more than a tenant may have waiting, so that the rest is refused
-/// at once and sent again in time.
+/// The open loops have at most so many connections of their own together: several for each tenant, so that it always has
+/// something waiting.
 const OPEN_LOOP_CONNECTIONS: u16 = 400;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longer than any demonstration.
@@ -42,17 +42,27 @@ pub(crate) struct Counts {
     pub(crate) broken: u64,
 }
 
-/// How a neighbour floods.
+/// How neighbours flood.
 #[derive(Clone, Debug)]
 pub(crate) struct Flood {
-    pub(crate) function: String,
+    /// The functions, one of each neighbour.
+    pub(crate) functions: Vec<String>,
     /// The event of every invocation, JSON.
     pub(crate) data: String,
+    /// Over all functions, as the next.
     pub(crate) connections: u16,
     pub(crate) per_second: u32,
 }
 
-/// The neighbour's process; killed when dropped.
+impl Flood {
+    /// The rate of the open loop of each function.
+    fn each_per_minute(&self) -> u64 {
+        let functions = u64::try_from(self.functions.len()).unwrap_or(u64::MAX).max(1);
+        (u64::from(self.per_second) * 60).div_ceil(functions).max(1)
+    }
+}
+
+/// The neighbours' process; killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Neighbour {
     child: Child,
@@ -63,9 +73,10 @@ impl Neighbour {
     pub(crate) fn spawn(client: &Client, flood: &Flood) -> Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
-        command.args(["internal", "neighbour", &flood.function, "--data", &flood.data]);
-        command.args(["--connections", &flood.connections.to_string(), "--rate", &format!("{}/s", flood.per_second)]);
+        command.args(["internal", "neighbour", "--data", &flood.data]);
+        command.args(["--connections", &flood.connections.to_string(), "--rate", &format!("{}/min", flood.each_per_minute())]);
         command.args(["--url", &format!("http://{}", client.address.authority)]).env("TAKT_TOKEN", &client.token);
+        command.arg("--").args(&flood.functions);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         Ok(Self { child: command.spawn().context("cannot start the neighbour")? })
     }
@@ -139,20 +150,28 @@ pub(crate) fn main(args: &NeighbourArgs) -> Result<()> {
 }
 
 async fn flood(args: &NeighbourArgs, client: Client, ended: oneshot::Receiver<()>) -> Result<Counts> {
-    let path = format!("/2015-03-31/functions/{}/invocations", args.name);
+    let path = |name| format!("/2015-03-31/functions/{name}/invocations");
     let began = Instant::now();
     let tally = Tally::default();
     let mut loops = JoinSet::new();
-    for _ in 0..args.connections {
-        loops.spawn_local(ask_again(client.clone(), path.clone(), args.data.clone(), tally.clone()));
+    for name in args.names.iter().cycle().take(usize::from(args.connections)) {
+        loops.spawn_local(ask_again(client.clone(), path(name), args.data.clone(), tally.clone()));
     }
-    let target = Target::new(client, path, args.data.clone().into_bytes())?;
-    let mut wall = Wall::start().context("cannot make a timer")?;
-    let drive = Drive::new(target, OPEN_LOOP_CONNECTIONS, PATIENCE);
-    let schedule = Schedule::new(args.rate, LONGEST, Arrivals::Even);
-    let open_loop = drive.run(schedule, &mut wall, |sample| tally.note(fate(sample)));
+    let functions = u16::try_from(args.names.len()).unwrap_or(u16::MAX).max(1);
+    for (seed, name) in (0_u64..).zip(&args.names) {
+        let target = Target::new(client.clone(), path(name), args.data.clone().into_bytes())?;
+        let drive = Drive::new(target, (OPEN_LOOP_CONNECTIONS / functions).max(1), PATIENCE);
+        // Tenants that know nothing of each other do not ask at the same instants.
+        let schedule = Schedule::new(args.rate, LONGEST, Arrivals::Poisson { seed });
+        let tally = tally.clone();
+        loops.spawn_local(async move {
+            let mut wall = Wall::start().context("cannot make a timer")?;
+            drive.run(schedule, &mut wall, |sample| tally.note(fate(sample))).await.map(drop)
+        });
+    }
     tokio::select! {
-        done = open_loop => drop(done?),
+        // They end by errors alone.
+        Some(done) = loops.join_next() => done.context("a load was lost")??,
         _ = ended => {}
     }
     Ok(Counts { seconds: began.elapsed().as_secs_f64(), ..tally.counts.get() })
@@ -181,5 +200,17 @@ async fn ask_again(client: Client, path: String, data: String, tally: Tally) -> 
                 tokio::time::sleep(RETRY_AFTER).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_functions_together_are_asked_for_no_less_than_the_flood() {
+        let flood =
+            |functions| Flood { functions: vec![String::new(); functions], data: String::new(), connections: 1, per_second: 300 };
+        assert_eq!([1, 7, 64].map(|functions| flood(functions).each_per_minute()), [18_000, 2_572, 282]);
     }
 }

@@ -15,6 +15,7 @@ use super::camera::{Clip, Run};
 use super::function::Role;
 use super::gate::Detected;
 use super::score::{Detections, Reserved, Score, Spread};
+use super::show::Crowd;
 use super::track::Finding;
 use super::watch::Found;
 use crate::demo::neighbour::Counts;
@@ -33,7 +34,7 @@ pub(crate) struct Variant {
     /// What the node's evidence proves; `None`: it ran without a guarantee.
     pub(crate) proven: Option<Proven>,
     pub(crate) resources: Resources,
-    /// What became of the neighbour's flood.
+    /// What became of the neighbours' flood.
     pub(crate) neighbour: Option<Counts>,
 }
 
@@ -109,9 +110,9 @@ pub(crate) struct Report<'a> {
     pub(crate) reserved: Reserved,
     /// The watcher's promised start delay in microseconds.
     pub(crate) watch_within_us: u64,
-    /// The guarantee as stated, and what the neighbour did; one line each, for people.
+    /// The guarantee as stated; one line, for people.
     pub(crate) guarantee: String,
-    pub(crate) neighbour: String,
+    pub(crate) crowd: Crowd,
     /// What the machine gave: level, tolerance, the camera's class.
     pub(crate) conditions: String,
     pub(crate) evidence: Evidence,
@@ -128,13 +129,13 @@ pub(crate) fn html(report: &Report<'_>) -> String {
          <style>{STYLE}</style></head><body><main><header><h1>A road camera on Takt</h1>\
          <p>{source}: {} pictures at {} per second. A watcher looks twice a second; while something happens, every \
          picture goes to a detector, each with a deadline. The same observation, {} ways.</p>\
-         <dl><dt>Guarantee</dt><dd>{}</dd><dt>Neighbour</dt><dd>{}</dd><dt>Machine</dt><dd>{}</dd>\
+         <dl><dt>Guarantee</dt><dd>{}</dd><dt>Neighbours</dt><dd>{}</dd><dt>Machine</dt><dd>{}</dd>\
          <dt>Evidence</dt><dd>{}</dd></dl></header>",
         report.clip.pictures.len(),
         report.clip.fps,
         report.variants.len(),
         escape(&report.guarantee),
-        escape(&report.neighbour),
+        escape(&report.crowd.in_words()),
         escape(&report.conditions),
         escape(&report.evidence.in_words()),
     );
@@ -176,7 +177,7 @@ pub(crate) fn text(report: &Report<'_>) -> String {
     let headings: Vec<&str> = std::iter::once("").chain(names).collect();
     let facts = [
         ("guarantee", report.guarantee.clone()),
-        ("neighbour", report.neighbour.clone()),
+        ("neighbours", report.crowd.in_words()),
         ("machine", report.conditions.clone()),
         ("evidence", report.evidence.in_words()),
     ];
@@ -197,14 +198,14 @@ pub(crate) fn document(report: &Report<'_>, granted: &Value, path: &Path) -> any
             "proven": serde_json::to_value(variant.proven)?,
             "value_as_reserved": variant.value_as_reserved(),
             "resources": serde_json::to_value(variant.resources)?,
-            "neighbour": serde_json::to_value(variant.neighbour)?,
+            "neighbours": serde_json::to_value(variant.neighbour)?,
         }));
     }
     Ok(json!({
         "clip": { "source": report.clip.source, "pictures": report.clip.pictures.len(), "fps": report.clip.fps },
         "guarantee": granted,
         "machine": report.conditions,
-        "neighbour": report.neighbour,
+        "neighbours": serde_json::to_value(&report.crowd)?,
         "variants": variants,
         "evidence": { "verdict": report.evidence.verdict, "records": report.evidence.records },
         "report": path.display().to_string(),
@@ -252,7 +253,7 @@ fn rows(report: &Report<'_>) -> Vec<(&'static str, Vec<String>)> {
         it.score.detections.as_ref().map_or_else(dash, |d| format!("{:.0} %", d.box_recall_whole * 100.0))
     });
     row("Instance-seconds ready / used", &|it| format!("{:.0} / {:.1}", it.resources.reserved_s, it.resources.used_s));
-    row("Neighbour: answered / turned away", &|it| {
+    row("Neighbours: answered / turned away", &|it| {
         it.neighbour.map_or_else(dash, |counts| format!("{} / {}", counts.answered, counts.refused + counts.broken))
     });
     row("Value per instance-second against the peak, by the model", &|it| times(it.score.value_by_the_model));
@@ -426,7 +427,7 @@ mod tests {
         }
         let (score, reserved) = (&variants[0].score, variants[0].value_as_reserved().unwrap());
         assert!((reserved - score.quality * score.peak_instance_s / 48.0).abs() < 1e-9, "{reserved}");
-        let (guarantee, neighbour) = ("25/s, each within 100 ms".to_owned(), "floods at 5x".to_owned());
+        let (guarantee, crowd) = ("25/s, each within 100 ms".to_owned(), Crowd::new(Some(40), 0.1));
         let evidence = Evidence { verdict: Verdict::Kept, records: 1_234 };
         let conditions = "guarantees are hard".to_owned();
         let report = Report {
@@ -435,7 +436,7 @@ mod tests {
             reserved: RESERVED,
             watch_within_us: 485_000,
             guarantee,
-            neighbour,
+            crowd,
             conditions,
             evidence,
         };

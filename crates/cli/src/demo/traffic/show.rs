@@ -1,4 +1,4 @@
-//! The demonstration from its first line to its last: a node, two functions, a neighbour, the same clip three times.
+//! The demonstration from its first line to its last: a node, two functions, neighbours, the same clip three times.
 //!
 //! Everything it starts is held by a value that stops it, so that an error or Ctrl-C leaves nothing behind.
 
@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use node::sched;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -40,16 +41,16 @@ const DUTY: f32 = 0.2;
 const CAMERA_PRIORITY: u8 = 5;
 /// An answer later than this is not waited for; 20 times the detector's deadline.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The neighbour's connections that ask again as soon as they are answered.
+/// The neighbours' connections that ask again as soon as they are answered, at least; one of each neighbour.
 const CONNECTIONS: u16 = 64;
-/// What one invocation of the neighbour uses.
+/// What one invocation of a neighbour uses.
 const BURN: Burn = Burn { cpu_ms: 20 };
-/// How many times the machine's capacity the neighbour asks for in its open loop, its 64 connections not counted.
+/// How many times the machine's capacity the neighbours ask for in their open loops, those connections not counted.
 const FLOOD_TIMES: u32 = 3;
 /// Connections the camera keeps: for a burst of each function, and some.
 const CAMERA_CONNECTIONS: usize = 8;
-/// The neighbour's start over the camera's.
-const HEAD_START: Duration = Duration::from_secs(2);
+/// The neighbours' start over the camera's: all of them have instances by then.
+const HEAD_START: Duration = Duration::from_secs(3);
 /// Usage is counted up once a second.
 const USAGE_EVERY: Duration = Duration::from_millis(1_100);
 const DRAW_EVERY: Duration = Duration::from_millis(200);
@@ -104,15 +105,16 @@ async fn show(args: &TrafficArgs, format: Format) -> Result<Exit> {
     let progress = Progress::start(format, "starting a node, which measures this machine");
     let ready = node.ready(output).await?;
     progress.end();
-    let stage = Stage { format, client: node.client(&ready)?, data_dir: node.data_dir(), clip, options, times };
+    let crowd = Crowd::new(args.neighbours, terms::needed_cores(times, &options, clip.fps));
+    let stage = Stage { format, client: node.client(&ready)?, data_dir: node.data_dir(), clip, options, times, crowd };
     stage.introduce(&ready)?;
-    let progress = Progress::start(format, "packing this program and deploying it");
+    let progress = Progress::start(format, "packing this program");
     let folder = node.scratch();
     let package = tokio::task::spawn_blocking(move || program::package(&folder)).await.context("packing was cut off")??;
     let bytes = package.len();
     let package = STANDARD.encode(package);
-    stage.deploy("neighbour", terms::NEIGHBOUR, Some(&package)).await?.success()?;
     progress.end();
+    stage.move_in(&package).await?;
     stage.say(&format!("Their code is this program, {:.1} MB packed.", bytes as f64 / 1e6))?;
     let mut shown = Vec::new();
     for (number, way) in WAYS.iter().enumerate() {
@@ -222,6 +224,7 @@ struct Stage {
     clip: Arc<Clip>,
     options: Options,
     times: RunTimes,
+    crowd: Crowd,
 }
 
 impl Stage {
@@ -252,6 +255,18 @@ impl Stage {
             ms(self.times.detect),
             ms(self.options.detect_deadline)
         ))
+    }
+
+    /// Deploys the neighbours.
+    async fn move_in(&self, package: &str) -> Result<()> {
+        let names = self.crowd.names();
+        let progress = Progress::counting(self.format, names.len() as u64, "deploying the neighbours");
+        for (done, name) in (1..).zip(&names) {
+            self.deploy(name, &terms::neighbour(name), Some(package)).await?.success()?;
+            progress.reach(done);
+        }
+        progress.end();
+        self.say(&format!("Neighbours: {}.", self.crowd.in_words()))
     }
 
     async fn deploy(&self, name: &str, configuration: &str, package: Option<&str>) -> Result<Answer> {
@@ -289,7 +304,7 @@ impl Stage {
         let camera = self.camera().await?;
         let neighbour = match way.beside {
             Beside::Nothing => None,
-            Beside::Flood => Some(Neighbour::spawn(&self.client, &flood())?),
+            Beside::Flood => Some(Neighbour::spawn(&self.client, &self.crowd.flood())?),
         };
         tokio::time::sleep(if neighbour.is_some() { HEAD_START } else { USAGE_EVERY }).await;
         let before = (self.usage().await?, self.proven().await?);
@@ -397,7 +412,7 @@ impl Stage {
             reserved,
             watch_within_us,
             guarantee: in_words(&granted),
-            neighbour: neighbour_in_words(),
+            crowd: self.crowd.clone(),
             conditions: format!("{}; {}", conditions(ready), camera_in_words(class)),
             evidence: Evidence { verdict: audited.verdict(), records: audited.records },
         };
@@ -420,7 +435,7 @@ fn film(
     seen: &AtomicU64,
     (connected, begins, unwatched): (oneshot::Sender<()>, oneshot::Receiver<()>, oneshot::Receiver<()>),
 ) -> Result<(Run, CameraClass)> {
-    // Without the privilege the neighbour delays the camera too, and the report says so.
+    // Without the privilege the neighbours delay the camera too, and the report says so.
     let class = match sched::set_current(sched::Class::Fifo { priority: CAMERA_PRIORITY }) {
         Ok(()) => CameraClass::RealTime,
         Err(_) => CameraClass::Ordinary,
@@ -446,10 +461,63 @@ fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
 }
 
-fn flood() -> Flood {
-    let capacity = cores().saturating_mul(1_000) / u32::try_from(BURN.cpu_ms).unwrap_or(u32::MAX).max(1);
-    let data = json!(BURN).to_string();
-    Flood { function: "neighbour".to_owned(), data, connections: CONNECTIONS, per_second: capacity.max(1) * FLOOD_TIMES }
+/// The neighbours, what they ask for, and what that leaves the camera.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Crowd {
+    pub(crate) neighbours: u16,
+    pub(crate) connections: u16,
+    /// What their open loops ask for together.
+    pub(crate) per_second: u32,
+    pub(crate) times_capacity: u32,
+    pub(crate) cores: u32,
+    /// What the camera's tenant gets as one of so many that always want the cores.
+    pub(crate) fair_share_cores: f64,
+    /// What the camera's functions need while something happens.
+    pub(crate) needed_cores: f64,
+}
+
+impl Crowd {
+    pub(crate) fn new(neighbours: Option<u16>, needed_cores: f64) -> Self {
+        let cores = cores();
+        let neighbours = neighbours.unwrap_or_else(|| terms::neighbours(needed_cores, cores));
+        let capacity = cores.saturating_mul(1_000) / u32::try_from(BURN.cpu_ms).unwrap_or(u32::MAX).max(1);
+        Self {
+            neighbours,
+            connections: neighbours.max(CONNECTIONS),
+            per_second: capacity.max(1) * FLOOD_TIMES,
+            times_capacity: FLOOD_TIMES,
+            cores,
+            fair_share_cores: terms::fair_share(cores, neighbours),
+            needed_cores,
+        }
+    }
+
+    /// Their functions, each of the tenant of the same name.
+    fn names(&self) -> Vec<String> {
+        (1..=self.neighbours).map(|number| format!("neighbour-{number}")).collect()
+    }
+
+    fn flood(&self) -> Flood {
+        let data = json!(BURN).to_string();
+        Flood { functions: self.names(), data, connections: self.connections, per_second: self.per_second }
+    }
+
+    pub(crate) fn in_words(&self) -> String {
+        let enough = if self.fair_share_cores < self.needed_cores { "less than" } else { "no less than" };
+        format!(
+            "{} tenants with one best-effort function each, {} ms of processor a time: {} invocations per second in all, {} times \
+             what {} cores can do, and {} connections that ask again at once; the camera's fair share beside them is {:.3} of a \
+             core, {enough} the {:.3} that its two functions need while something happens",
+            self.neighbours,
+            BURN.cpu_ms,
+            self.per_second,
+            self.times_capacity,
+            self.cores,
+            self.connections,
+            self.fair_share_cores,
+            self.needed_cores,
+        )
+    }
 }
 
 /// A counter of a function in the text that Prometheus reads; nothing counted yet is zero.
@@ -505,17 +573,6 @@ fn in_words(granted: &Value) -> String {
     )
 }
 
-fn neighbour_in_words() -> String {
-    let flood = flood();
-    format!(
-        "a best-effort function of another tenant, {} ms of processor each: {} invocations per second, {FLOOD_TIMES} times what all {} cores can do, and {} connections that ask again at once",
-        BURN.cpu_ms,
-        flood.per_second,
-        cores(),
-        flood.connections
-    )
-}
-
 fn conditions(ready: &Ready) -> String {
     let level = match ready.level.as_str() {
         "hard" => "guarantees are hard",
@@ -529,7 +586,7 @@ fn camera_in_words(class: CameraClass) -> &'static str {
         CameraClass::RealTime => {
             "the camera runs at real-time class, below every guaranteed instance, as a camera on a machine of its own would not wait for this one's load"
         }
-        CameraClass::Ordinary => "the camera runs at ordinary class, so the neighbour delays it too",
+        CameraClass::Ordinary => "the camera runs at ordinary class, so the neighbours delay it too",
     }
 }
 

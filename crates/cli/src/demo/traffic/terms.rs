@@ -153,9 +153,42 @@ fn rate(role: Role, clip: &Clip, options: &Options) -> String {
     }
 }
 
-/// The `takt.toml` of the neighbour's function.
-pub(crate) const NEIGHBOUR: &str = "name = \"neighbour\"\nruntime = \"provided\"\nhandler = \"burn\"\nmemory = \"128MB\"\n\
-     tenant = \"neighbour\"\ntimeout = \"30s\"\n[network]\noutbound = \"none\"\n";
+/// Fewer neighbours are no crowd, whatever the camera needs.
+const FEWEST_NEIGHBOURS: u16 = 8;
+/// More are deployed by hand only: each is a function with an instance of its own.
+const MOST_NEIGHBOURS: u16 = 64;
+/// What the camera needs is so many times its fair share beside them.
+const NEED_TIMES_SHARE: f64 = 2.0;
+
+/// Cores that the two functions keep busy while something happens, by the longest runs that were measured.
+#[must_use]
+pub(crate) fn needed_cores(times: RunTimes, options: &Options, fps: u32) -> f64 {
+    let fps = f64::from(fps);
+    let looks = fps / options.watch_every.max(1) as f64;
+    times.detect.as_secs_f64() * fps + times.watch.as_secs_f64() * looks
+}
+
+/// What the camera's tenant gets of the cores when so many others, and it, always want them.
+#[must_use]
+pub(crate) fn fair_share(cores: u32, neighbours: u16) -> f64 {
+    f64::from(cores) / (f64::from(neighbours) + 1.0)
+}
+
+/// As many neighbours as make the fair share too small for the camera.
+#[must_use]
+pub(crate) fn neighbours(needed: f64, cores: u32) -> u16 {
+    let too_little = |neighbours: &u16| fair_share(cores, *neighbours) * NEED_TIMES_SHARE <= needed;
+    (FEWEST_NEIGHBOURS..MOST_NEIGHBOURS).find(too_little).unwrap_or(MOST_NEIGHBOURS)
+}
+
+/// The `takt.toml` of a neighbour's function.
+#[must_use]
+pub(crate) fn neighbour(name: &str) -> String {
+    format!(
+        "name = \"{name}\"\nruntime = \"provided\"\nhandler = \"burn\"\nmemory = \"128MB\"\ntenant = \"{name}\"\n\
+         timeout = \"30s\"\n[network]\noutbound = \"none\"\n"
+    )
+}
 
 #[cfg(test)]
 mod tests {
@@ -190,6 +223,16 @@ mod tests {
         let terms = spec(Role::Watch, Standing::Guaranteed).guarantee.unwrap().to_pairs();
         assert!(terms.iter().any(|(key, value)| *key == "rate" && value == "125/min"), "{terms:?}");
         assert!(spec(Role::Detect, Standing::BestEffort).guarantee.is_none());
-        assert!(model::config::parse(NEIGHBOUR).unwrap().guarantee.is_none());
+        assert!(model::config::parse(&neighbour("neighbour-1")).unwrap().guarantee.is_none());
+    }
+
+    #[test]
+    fn there_are_so_many_neighbours_that_the_fair_share_is_half_of_what_is_needed() {
+        let options = Options::at(25);
+        let times = RunTimes { watch: Duration::from_millis(4), detect: Duration::from_millis(2) };
+        let needed = needed_cores(times, &options, 25);
+        assert!((needed - (0.05 + 0.004 * 25.0 / options.watch_every as f64)).abs() < 1e-9, "{needed}");
+        assert_eq!((neighbours(0.1, 2), fair_share(2, 39)), (39, 0.05));
+        assert_eq!([neighbours(0.8, 2), neighbours(0.01, 2), neighbours(0.1, 64)], [8, 64, 64]);
     }
 }
