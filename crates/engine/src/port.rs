@@ -78,6 +78,8 @@ pub enum Event {
         function: FunctionKey,
         reservation: Box<Reservation>,
     },
+    /// The same for several functions at one instant: the members of a rate class whose shared rate changes.
+    ReviseAll(Vec<(FunctionKey, Reservation)>),
     Remove {
         function: FunctionKey,
     },

@@ -221,6 +221,18 @@ impl World {
         self.tell(Event::Revise { function: subject.deployment.function, reservation: Box::new(reservation) });
     }
 
+    /// The members of a class go over to other terms at one instant.
+    pub(crate) fn revise_all(&mut self, subjects: &[&Subject]) {
+        let mut all = Vec::new();
+        for subject in subjects {
+            let reservation = subject.deployment.reservation.clone().unwrap();
+            self.subjects.insert(subject.deployment.function, Subject::clone(subject));
+            self.give(subject, &reservation);
+            all.push((subject.deployment.function, reservation));
+        }
+        self.tell(Event::ReviseAll(all));
+    }
+
     /// The node dies with everything in it. Its deployments are installed again, on a clock that goes on.
     pub(crate) fn die_and_start(&mut self) {
         let mut next = Self::new(self.rng.random());
@@ -352,7 +364,11 @@ impl World {
                     | Event::Overran { id, .. } => !self.open.contains_key(id),
                     Event::Ready { instance } => !self.instances.get(instance).is_some_and(|sim| sim.state != SimState::Killed),
                     Event::Gone { instance } => !self.instances.contains_key(instance),
-                    Event::Install(_) | Event::Revise { .. } | Event::Remove { .. } | Event::Arrived { .. } => false,
+                    Event::Install(_)
+                    | Event::Revise { .. }
+                    | Event::ReviseAll(_)
+                    | Event::Remove { .. }
+                    | Event::Arrived { .. } => false,
                     Event::Supplied { .. } | Event::PreInvoke { .. } | Event::Abandoned { .. } => false,
                     Event::ProbeGap { .. } | Event::Drain => false,
                 };

@@ -133,6 +133,19 @@ impl Lanes for Handle {
         })
     }
 
+    fn revise_all(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>> {
+        let (guaranteed, best_effort) = (self.guaranteed.clone(), self.best_effort.clone());
+        Box::pin(async move {
+            let told = all.clone();
+            ask(guaranteed, |done| Command::ReviseAll { all: told, done }).await?;
+            for (function, reservation) in all {
+                let mirror = Command::Mirror { function, reservation: Box::new(reservation) };
+                best_effort.send(mirror).await.map_err(|_| Closed)?;
+            }
+            Ok(())
+        })
+    }
+
     fn warm(&self, function: FunctionKey) -> Pending<Result<Duration, Closed>> {
         Box::pin(ask(self.guaranteed.clone(), move |done| Command::Warm { function, done }))
     }

@@ -68,7 +68,11 @@ fn withdraw(args: &OneFunctionArgs, format: Format) -> Result<Exit> {
 
 fn set_class(args: &SetClassArgs, format: Format) -> Result<Exit> {
     let terms = json!({ "rate": args.rate, "burst": args.burst.get() });
-    Client::new(&args.node)?.call(Method::PUT, &format!("/v1/rate-classes/{}", args.name), Some(&terms))?.success()?;
+    let answer = Client::new(&args.node)?.call(Method::PUT, &format!("/v1/rate-classes/{}", args.name), Some(&terms))?;
+    if admission::is_refusal(&answer) {
+        return admission::print_refusal(&answer, format);
+    }
+    answer.success()?;
     match format {
         Format::Json => output::json(&json!({ "rate_class": args.name, "rate": args.rate, "burst": args.burst.get() })),
         Format::Human => println!("Functions with rate_class = \"{}\" share {}, burst {}.", args.name, args.rate, args.burst),

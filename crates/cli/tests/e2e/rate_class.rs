@@ -2,11 +2,11 @@
 
 use std::io::Read;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::evidence::assert_nothing_is_violated;
-use super::support::{Answer, ECHO, Node, assert_exit, invoke_path, parse, send};
+use super::support::{Answer, ECHO, Node, assert_exit, at_level, invoke_path, parse, send};
 
 fn within(node: &Node, name: &str, deadline: &str) -> Answer {
     node.request("POST", &invoke_path(name), &[("X-Deadline", deadline)], b"1")
@@ -68,4 +68,36 @@ fn the_slots_of_a_class_go_to_the_earliest_deadline_of_all_its_functions() {
     assert!(ran.is_sorted_by(|earlier, later| later < earlier), "earliest deadline first, of both: {ran:?}");
     node.stop();
     assert_nothing_is_violated(&data, 5);
+}
+
+#[test]
+fn a_class_changes_while_its_functions_are_invoked_and_a_refusal_changes_nothing() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("node");
+    let node = Node::start(&data, &[]);
+    let set = |rate: &str| node.takt(&["guarantee", "class", "set", "vr", "--rate", rate, "--burst", "2"]);
+    assert_exit(&set("10/s"), 0);
+    let terms = "[guarantee]\nrate_class = \"vr\"\nmax_run_time = \"10ms\"\ncpu = 0.5\nstart_within = \"500ms\"\n\
+                 overflow = \"queue\"\nqueue_limit = 400\n";
+    node.python("left", &at_level(terms), ECHO);
+    node.python("right", &at_level(terms), ECHO);
+    let load = |name| node.load(name, &["--rate", "8/s", "--for", "4s", "--connections", "8"]);
+    let loads = [load("left"), load("right")];
+    assert_exit(&set("30/s"), 0);
+    let (before, class) = (node.get("/v1/functions/left/guarantee"), json!({ "vr": { "rate": "30/s", "burst": 2 } }));
+    assert_eq!(node.get("/v1/rate-classes"), class);
+    let refused = node.takt(&["--json", "guarantee", "class", "set", "vr", "--rate", "9000/s", "--burst", "2"]);
+    assert_exit(&refused, 3);
+    let offer = serde_json::from_slice::<Value>(&refused.stdout).unwrap()["error"]["refusal"]["offer"].clone();
+    let as_was = node.get("/v1/functions/left/guarantee");
+    assert_eq!((&as_was["generation"], &as_was["shards"]), (&before["generation"], &before["shards"]));
+    assert_eq!(node.get("/v1/rate-classes"), class);
+    assert_exit(&set(offer.as_str().expect("some rate fits")), 0);
+    assert_exit(&set("20/s"), 0);
+    for load in loads {
+        let report = load.report();
+        assert_eq!(report["by_class"]["guaranteed"], 32, "{report}");
+    }
+    node.stop();
+    assert_nothing_is_violated(&data, 64);
 }

@@ -65,6 +65,8 @@ struct Claim {
     arrived: Time,
     conforming: Time,
     resumed: Option<Time>,
+    /// Those of the class when it was taken.
+    terms: Option<Terms>,
 }
 
 #[derive(Clone, Debug)]
@@ -90,26 +92,25 @@ impl Line {
         }
     }
 
-    /// The line of a class, after the terms that one of its functions ran under. When exactly the class changed is not in
-    /// the records of its other functions, so that from a change on only slots that are too early can be told.
-    pub(super) fn under(&mut self, terms: Terms) -> &mut Self {
+    /// A slot of a class was taken under these terms. All members of a class change at one instant, between two slots; when that
+    /// was is not in the records, so that from a change on only slots that are too early can be told.
+    fn under(&mut self, terms: Terms) {
         if self.order < terms.order && (self.pacer.rate(), self.pacer.burst()) != (terms.rate, terms.burst) {
             self.pacer.change(terms.rate, terms.burst);
             self.inexact = true;
         }
         self.order = self.order.max(terms.order);
-        self
     }
 
     /// Takes the slot of a record, or checks that there was none for it.
-    pub(super) fn take(&mut self, record: &Invocation) -> Vec<Contradiction> {
+    pub(super) fn take(&mut self, record: &Invocation, terms: Option<Terms>) -> Vec<Contradiction> {
         let who = Who { function: record.function.clone(), generation: record.generation, sequence: record.sequence };
         let mut problems = Vec::new();
         match (record.slot, record.conforming) {
             (Some(slot), Some(conforming)) => {
                 // Input for a lease came later; its slot was taken when the lease was given, which is its conforming start.
                 let arrived = if record.held.is_some() { conforming } else { record.arrived };
-                let claim = Claim { who: who.clone(), arrived, conforming, resumed: record.resumed };
+                let claim = Claim { who: who.clone(), arrived, conforming, resumed: record.resumed, terms };
                 if slot < self.next || self.ahead.insert(slot, claim).is_some() {
                     problems.push(who.contradicts(Problem::SlotTwice { slot }));
                 }
@@ -161,6 +162,9 @@ impl Line {
     fn apply(&mut self, claim: &Claim, problems: &mut Vec<Contradiction>) {
         if let (0, Some(tat)) = (self.next, claim.resumed) {
             self.pacer = Pacer::resumed(self.pacer.rate(), self.pacer.burst(), tat);
+        }
+        if let Some(terms) = claim.terms {
+            self.under(terms);
         }
         if self.next == 0 {
             self.opened = self.pacer.next_conforming();

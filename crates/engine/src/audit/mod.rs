@@ -271,10 +271,10 @@ impl Audit {
             (true, Some(_)) | (false, None) => {}
         }
         let line = match &mut promise.pacing {
-            Paced::Own(line) => Some(&mut **line),
-            Paced::Class(name, terms) => self.classes.get_mut(name).map(|line| line.under(*terms)),
+            Paced::Own(line) => Some((&mut **line, None)),
+            Paced::Class(name, terms) => self.classes.get_mut(name).map(|line| (line, Some(*terms))),
         };
-        let found = line.map(|line| line.take(record)).unwrap_or_default();
+        let found = line.map(|(line, terms)| line.take(record, terms)).unwrap_or_default();
         for problem in problems {
             self.contradict(record, problem);
         }

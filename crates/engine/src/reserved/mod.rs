@@ -247,6 +247,11 @@ impl Engine {
         match event {
             Event::Install(deployment) => self.install(*deployment, actions),
             Event::Revise { function, reservation } => self.revise(function, &reservation, actions),
+            Event::ReviseAll(all) => {
+                for (function, reservation) in all {
+                    self.revise(function, &reservation, actions);
+                }
+            }
             Event::Remove { function } => self.remove(function, actions),
             Event::Arrived { id, function, deadline } => self.arrived(id, function, (now, deadline), actions),
             Event::Supplied { id, lease, deadline } => self.supplied(id, lease, (now, deadline), actions),

@@ -301,6 +301,37 @@ fn what_a_gap_pushed_back_is_steal_as_long_as_the_core_has_not_caught_up() {
 }
 
 #[test]
+fn a_class_changes_its_rate_under_load_without_a_miss_and_the_audit_sees_no_slot_too_early() {
+    let class = |rate: u64| RateClass { name: "c".parse().unwrap(), rate: per_second(rate), burst: Burst::new(2).unwrap() };
+    for overflow in [Overflow::Reject, Overflow::Queue { limit: 1000 }] {
+        let mut members = [1, 2].map(|key| subject(key, per_second(100), 2, 10 * MS));
+        for member in &mut members {
+            member.terms().overflow = overflow;
+            member.size(&[0]); // for the fastest of its rates
+            member.in_class(class(20));
+        }
+        let mut world = serving(&[&members[0], &members[1]]);
+        for (generation, rate) in (2..).zip([100, 20, 50]) {
+            for ms in 0..600 {
+                world.arrive_in(ms * MS, 1 + u64::from(ms % 7 == 0), None);
+            }
+            world.run_for(293 * MS);
+            for member in &mut members {
+                member.in_class(class(rate));
+                member.reservation().generation = generation;
+            }
+            world.revise_all(&[&members[0], &members[1]]);
+            world.run_for(307 * MS);
+        }
+        finish(&mut world);
+        world.drain();
+        let report = crate::audit::audit(&world.journal);
+        assert_eq!((report.contradictions_total, causes(&world)), (0, vec![]), "{report:?}");
+        assert!(report.guarantees.iter().all(|it| it.counters.conforming != 0), "{report:?}");
+    }
+}
+
+#[test]
 fn a_wait_for_the_successor_of_an_instance_lost_beside_a_gap_is_not_laid_to_the_function() {
     for (core, cause) in [(0, Cause::Unknown), (1, Cause::Function)] {
         let mut subject = subject(1, per_second(20), 1, 40 * MS);

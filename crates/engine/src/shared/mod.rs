@@ -255,6 +255,7 @@ impl Engine {
             Event::Drain => self.drain(actions),
             // They concern promises.
             Event::Revise { .. }
+            | Event::ReviseAll(_)
             | Event::Delivered { .. }
             | Event::Transferred { .. }
             | Event::Started { .. }

@@ -270,7 +270,7 @@ impl Service {
     }
 
     /// Ends when all of these functions that run have their warm reserve; one limit holds for all together.
-    async fn until_warm(&self, names: impl IntoIterator<Item = FunctionName>) -> Result<(), Error> {
+    pub(super) async fn until_warm(&self, names: impl IntoIterator<Item = FunctionName>) -> Result<(), Error> {
         let limit = self.options.install_limit;
         let until = tokio::time::Instant::now() + limit;
         for name in names {

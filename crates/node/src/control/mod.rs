@@ -7,6 +7,7 @@
 //! in the store. The evidence of a guarantee is handed over before anything can run under it. At any instant the store
 //! alone says what a restart brings up, and that is the old state or the new one of every function, never a mixture.
 
+mod class;
 mod deploy;
 mod error;
 mod remove;

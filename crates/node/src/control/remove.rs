@@ -1,10 +1,10 @@
-//! What takes promises back: deletion, rate classes, a rise of T.
+//! What takes promises back: deletion, a rise of T.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use journal::record::{EndedBecause, Record};
-use model::{FunctionName, RateClass, RateClassName};
+use model::{FunctionName, RateClassName};
 use plan::admission::{Book, Demand, Grant, NodeCapacity};
 
 use super::deploy::START_MARGIN;
@@ -38,15 +38,6 @@ impl Service {
         Ok(())
     }
 
-    pub(super) async fn put_rate_class(&mut self, class: RateClass) -> Result<(), Error> {
-        match self.registry.rate_classes().get(&class.name) {
-            Some(known) if *known == class => return Ok(()),
-            Some(_) => self.refuse_while_used(&class.name)?,
-            None => {}
-        }
-        self.commit(vec![Entry::PutRateClass(class)]).await
-    }
-
     pub(super) async fn delete_rate_class(&mut self, name: RateClassName) -> Result<(), Error> {
         if !self.registry.rate_classes().contains_key(&name) {
             return Err(Error::NoRateClass { class: name });
@@ -55,12 +46,16 @@ impl Service {
         self.commit(vec![Entry::DeleteRateClass(name)]).await
     }
 
-    fn refuse_while_used(&self, class: &RateClassName) -> Result<(), Error> {
-        let uses = |function: &&Arc<Function>| {
+    pub(super) fn users<'a>(&'a self, class: &'a RateClassName) -> impl Iterator<Item = &'a Arc<Function>> {
+        let of_class = |function: &&Arc<Function>| {
             let pacing = function.current.spec.guarantee.as_ref().map(|terms| &terms.pacing);
             pacing.is_some_and(|pacing| *pacing == model::Pacing::Shared(class.clone()))
         };
-        let mut users = self.registry.functions().values().filter(uses);
+        self.registry.functions().values().filter(of_class)
+    }
+
+    fn refuse_while_used(&self, class: &RateClassName) -> Result<(), Error> {
+        let mut users = self.users(class);
         match users.next() {
             None => Ok(()),
             Some(first) => {

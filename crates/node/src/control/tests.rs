@@ -142,6 +142,14 @@ impl Lanes for FakeLanes {
         now(Ok(()))
     }
 
+    fn revise_all(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>> {
+        let mut inner = self.call(format!("revise {} at once", all.len()));
+        for (function, reservation) in all {
+            inner.serving.get_mut(&(function, true)).expect("only what serves is revised").reservation = Some(reservation);
+        }
+        now(Ok(()))
+    }
+
     fn warm(&self, _: FunctionKey) -> Pending<Result<Duration, Closed>> {
         now(Ok(self.inner.lock().unwrap().slowest_start))
     }
@@ -611,19 +619,27 @@ async fn without_evidence_no_guarantee_is_given_but_code_is_replaced() {
     world.check();
 }
 
-#[tokio::test]
-async fn a_rate_class_is_shared_and_cannot_change_under_its_members() {
+fn class(rate: &str) -> RateClass {
+    RateClass { name: "c".parse().unwrap(), rate: rate.parse().unwrap(), burst: model::Burst::ONE }
+}
+
+/// Functions `a` and `b` that share 20/s, beside `n`.
+async fn sharing() -> World {
     let world = World::new().await;
-    let class = |rate: &str| RateClass { name: "c".parse().unwrap(), rate: rate.parse().unwrap(), burst: model::Burst::ONE };
     let member = "rate_class = \"c\"\nmax_run_time = \"5ms\"";
     assert!(matches!(world.put(spec("a", member, "h"), b"one").await, Err(Error::NoRateClass { .. })));
     world.control.put_rate_class(class("10/s")).await.unwrap();
     world.control.put_rate_class(class("20/s")).await.unwrap();
+    world.put(spec("n", TERMS, "h"), b"one").await.unwrap();
     for name in ["a", "b"] {
         world.put(spec(name, member, "h"), b"one").await.unwrap();
     }
-    world.control.put_rate_class(class("20/s")).await.unwrap();
-    assert!(matches!(world.control.put_rate_class(class("30/s")).await, Err(Error::RateClassInUse { count: 2, .. })));
+    world
+}
+
+#[tokio::test]
+async fn a_rate_class_is_shared_and_does_not_go_while_functions_use_it() {
+    let world = sharing().await;
     world.control.delete_rate_class("c".parse().unwrap()).await.unwrap_err();
     let world = world.restart(options()).await;
     world.check();
@@ -631,6 +647,43 @@ async fn a_rate_class_is_shared_and_cannot_change_under_its_members() {
         world.control.delete(&name.parse().unwrap(), None).await.unwrap();
     }
     world.control.delete_rate_class("c".parse().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rate_class_changes_for_all_its_members_at_once_and_stays_so() {
+    let world = sharing().await;
+    world.evidence.take();
+    for rate in ["60/s", "20/s"] {
+        let before = ["a", "b"].map(|name| world.function(name).admitted.unwrap());
+        world.lanes.take_calls();
+        world.control.put_rate_class(class(rate)).await.unwrap();
+        world.check();
+        let after = ["a", "b"].map(|name| world.function(name).admitted.unwrap());
+        assert_eq!(after.map(|it| it.order), before.map(|it| it.order), "they keep their places");
+        let calls = world.lanes.take_calls();
+        assert_eq!(calls.iter().filter(|call| *call == "revise 2 at once").count(), 1, "{calls:?}");
+        let [a, b] = [0, 1].map(|at| (before[at].generation, after[at].generation));
+        let told = [format!("+a{}", a.1), format!("+b{}", b.1), format!("-a{} Replaced", a.0), format!("-b{} Replaced", b.0)];
+        assert_eq!(world.evidence.take(), told);
+        let grant = world.control.view().grant(&"b".parse().unwrap()).unwrap().clone();
+        assert_eq!(grant.demand.rate_class, Some(class(rate)));
+    }
+    let world = world.restart(options()).await;
+    world.check();
+    assert_eq!(world.control.view().rate_classes.values().next(), Some(&class("20/s")));
+}
+
+#[tokio::test]
+async fn a_class_that_does_not_fit_is_refused_whole_and_its_offer_fits() {
+    let world = sharing().await;
+    let book = |world: &World| world.control.view().book.grants().to_vec();
+    let (before, _) = (book(&world), world.lanes.take_calls());
+    let Err(Error::Refused { source }) = world.control.put_rate_class(class("5000/s")).await else { panic!("it does not fit") };
+    assert_eq!((book(&world), world.lanes.take_calls()), (before, vec![]), "{source}");
+    world.check();
+    let offer = source.offer.unwrap();
+    world.control.put_rate_class(class(&offer.to_string())).await.unwrap();
+    world.check();
 }
 
 #[tokio::test(start_paused = true)]

@@ -257,6 +257,15 @@ impl<M: Machine> Core<M> {
                 // The control plane that gave up waiting needs no answer.
                 let _ = done.send(());
             }
+            Command::ReviseAll { all, done } => {
+                for (function, reservation) in &all {
+                    if let Some(known) = self.functions.get_mut(function) {
+                        known.deployment.reservation = Some(reservation.clone());
+                    }
+                }
+                self.event(Event::ReviseAll(all));
+                let _ = done.send(());
+            }
             Command::Mirror { function, reservation } => self.mirrors.set(function, &reservation),
             Command::Remove { function, done } => {
                 self.event(Event::Remove { function });

@@ -32,6 +32,11 @@ pub(crate) enum Command {
         reservation: Box<Reservation>,
         done: oneshot::Sender<()>,
     },
+    /// The same for several functions at one instant.
+    ReviseAll {
+        all: Vec<(FunctionKey, Reservation)>,
+        done: oneshot::Sender<()>,
+    },
     /// What the other lane guarantees a function, for the best-effort lane to tell by what conforms.
     Mirror {
         function: FunctionKey,

@@ -261,9 +261,9 @@ pub(super) async fn list_rate_classes(State(shared): State<Shared>) -> Json<BTre
     Json(view.rate_classes.iter().map(|(name, class)| (name.to_string(), terms(class))).collect())
 }
 
-/// Makes a rate class, or changes one that no function uses.
+/// Makes a rate class, or changes one for all its functions: all or nothing, when everybody is ready for the new rate.
 #[utoipa::path(put, path = "/v1/rate-classes/{name}", params(("name" = String, Path)), request_body = RateClassTerms,
-    responses((status = 204), (status = 409, description = "Functions use it")))]
+    responses((status = 204), (status = 409, description = "Refused by admission; nothing changed")))]
 pub(super) async fn put_rate_class(
     State(shared): State<Shared>,
     Path(text): Path<String>,

@@ -91,6 +91,53 @@ impl Book {
         }
     }
 
+    /// Changes the rate and burst that the members of a rate class share, on the cores they are on; the book with nothing
+    /// changed where it has no members.
+    pub fn change_class(&self, class: &RateClass) -> Result<Self, Box<Refusal>> {
+        let Some(first) = self.members(class).next() else { return Ok(self.clone()) };
+        self.with_class(class).map_err(|binding| {
+            let function = first.demand.function.clone();
+            let at = |rate| RateClass { rate, ..class.clone() };
+            let offer = largest(class.rate, |rate| self.with_class(&at(rate)).is_ok());
+            let beside = self.members(class).fold(self.clone(), |book, member| book.remove(&member.demand.function)).evaluation;
+            let attempt = Attempt { book: self, demand: &first.demand, others: beside.remaining, busiest: beside.busiest };
+            Box::new(Refusal { function, binding: attempt.beside_others(binding), offer })
+        })
+    }
+
+    /// What holds on the way from this book to one with other terms for the same functions on the same cores: the terms of
+    /// this one, and of every other number the larger. Nothing can be admitted into it.
+    #[must_use]
+    pub fn on_the_way_to(&self, next: &Self) -> Self {
+        let mut between = self.clone();
+        for grant in &mut between.evaluation.grants {
+            let Some(other) = next.grant(&grant.demand.function) else { continue };
+            grant.start_bound = grant.start_bound.max(other.start_bound);
+            grant.response_bound = grant.response_bound.max(other.response_bound);
+            for (shard, other) in grant.shards.iter_mut().zip(&other.shards) {
+                shard.instances = shard.instances.max(other.instances);
+                shard.warm = shard.warm.max(other.warm);
+            }
+        }
+        for (busiest, other) in between.evaluation.busiest.iter_mut().zip(&next.evaluation.busiest) {
+            *busiest = (*busiest).max(*other);
+        }
+        between
+    }
+
+    fn members<'a>(&'a self, class: &'a RateClass) -> impl Iterator<Item = &'a Placed> {
+        self.placed.iter().filter(|it| unit_key(&it.demand) == UnitKey::Class(&class.name))
+    }
+
+    fn with_class(&self, class: &RateClass) -> Result<Self, Binding> {
+        let mut placed = self.placed.clone();
+        for member in placed.iter_mut().filter(|it| unit_key(&it.demand) == UnitKey::Class(&class.name)) {
+            member.demand.rate_class = Some(class.clone());
+        }
+        let evaluation = evaluate(&self.capacity, &placed)?;
+        Ok(Self { capacity: self.capacity.clone(), placed, evaluation })
+    }
+
     /// The book without a function; unchanged when it is not there. The others only gain.
     ///
     /// # Panics
