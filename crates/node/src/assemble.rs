@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use crate::calibrate::{Classes, Measured};
 use crate::code::{Codes, Unpack};
 use crate::control::{self, Clock, Evidence, Gate};
+use crate::door::{self, Exits};
 use crate::front::Front;
 use crate::handle::{COMMANDS_MAX, Handle};
 use crate::keyring::{Keyring, Rotations};
@@ -129,9 +130,15 @@ impl Node {
         let (common, inner) = self.common()?;
         start_helpers(&mut threads, inner.scribe, logs_in, inner.networks)?;
         let ((guaranteed, guaranteed_orders), (best_effort, best_effort_orders)) = (Queues::new(), Queues::new());
-        let handle = Arc::new(Handle::new(guaranteed.commands.0.clone(), best_effort.commands.0.clone()));
+        let (to_door, for_door) = mpsc::channel(door::COMMANDS_MAX);
+        let handle = Arc::new(Handle::new(guaranteed.commands.0.clone(), best_effort.commands.0.clone(), to_door));
         let gap_news = guaranteed.news.0.clone();
         let (to_guaranteed, to_best_effort) = (guaranteed.entrance(), best_effort.entrance());
+        let exits = Exits {
+            guaranteed: guaranteed.traffic.0.clone(),
+            best_effort: best_effort.traffic.0.clone(),
+            management: common.management.clone(),
+        };
         let starter = common.starter_ends(guaranteed_orders, &guaranteed);
         let (wide, costs) = self.start_starter(&mut threads, Lane::Guaranteed, starter, &common)?;
         let starter = common.starter_ends(best_effort_orders, &best_effort);
@@ -147,6 +154,7 @@ impl Node {
         let sink = Box::new(move |record: Record| for_lane.send(record));
         self.start_lane(&mut threads, (Lane::Guaranteed, guaranteed), to_best_effort, (&common, Some(sink)))?;
         self.start_lane(&mut threads, (Lane::BestEffort, best_effort), to_guaranteed, (&common, None))?;
+        self.start_door(&mut threads, for_door, exits)?;
         let cores = self.cores.clone();
         let probes = Probes::start(&self.cores, &common.pulses, move |gap| {
             let Some(core) = cores.iter().position(|cpu| *cpu == gap.core).and_then(|at| u16::try_from(at).ok()) else { return };
@@ -300,6 +308,12 @@ impl Node {
             }),
         }
         .map_err(failed)
+    }
+
+    fn start_door(&self, threads: &mut Threads, commands: mpsc::Receiver<door::Command>, exits: Exits) -> Result<(), Error> {
+        let start = door::Start { commands, exits, front: Arc::clone(&self.front), classes: self.classes };
+        let started = threads.start(door::NAME, move || door::run(start).map_err(|error| error.to_string()));
+        started.map_err(|source| Error::Thread { source })
     }
 
     /// What best-effort instances may hold: what guarantees cannot reserve, less a tenth for the node itself.

@@ -9,7 +9,7 @@ use runtime::sys::sched::{self, Throttle};
 use crate::calibrate::{Classes, Measured};
 use crate::front_cost;
 use crate::lane::{
-    ACCEPTS_AT_ONCE, ACCEPTS_PER_SECOND_MAX, CLIENTS_PIECES_PER_SECOND, EXCESS_AT_ONCE, INSTANCES_PIECES_PER_SECOND,
+    CLIENTS_PIECES_PER_SECOND, EXCESS_AT_ONCE, HAND_OVERS_AT_ONCE, HAND_OVERS_PER_SECOND_MAX, INSTANCES_PIECES_PER_SECOND,
     OTHERS_PIECES_PER_SECOND, PIECES_AT_ONCE, idle, ration, watch,
 };
 use crate::starter::{STARTS_AT_ONCE, STARTS_PER_SECOND};
@@ -18,7 +18,7 @@ use crate::starts;
 /// Of the machine's memory, what instances of guaranteed functions may reserve, in hundredths.
 const MEMORY_HUNDREDTHS: u64 = 60;
 /// Instances of guaranteed functions at once.
-const INSTANCES_MAX: u32 = 1_024;
+pub(crate) const INSTANCES_MAX: u32 = 1_024;
 /// One look of the probe: its wake-up, a clock read and its way back to sleep.
 const PROBE: Periodic = Periodic { cost: Duration::from_micros(10), period: Duration::from_millis(1) };
 /// One switch between threads, cache effects included.
@@ -40,18 +40,18 @@ const START_COST: Duration = Duration::from_micros(150);
 const EXCESS_PER_SECOND_MAX: u32 = 1_000;
 /// What excess may take of the front's core in a second. Where serving it is dear, less is served.
 const EXCESS_SHARE: Duration = Duration::from_millis(50);
-/// What accepts may, with a request on each.
-const ACCEPT_SHARE: Duration = Duration::from_millis(70);
+/// What new connections may, with a request on each.
+const HAND_OVER_SHARE: Duration = Duration::from_millis(70);
 
 /// Excess per second that the guaranteed lane serves itself on a machine that was measured: 1 to 1,000.
 pub(crate) fn excess_per_second(front_cost: Duration) -> u32 {
     affordable(EXCESS_SHARE, front_cost).clamp(1, EXCESS_PER_SECOND_MAX)
 }
 
-/// Connections per second that the guaranteed lane accepts: 1 to 300. The first request on each may be answered before anything
-/// is charged, so that it counts beside the accept.
-pub(crate) fn accepts_per_second(front: front_cost::Costs) -> u32 {
-    affordable(ACCEPT_SHARE, front.accept + front.invocation).clamp(1, ACCEPTS_PER_SECOND_MAX)
+/// New connections per second that the guaranteed lane is handed: 1 to 300. The first request on each may be answered before
+/// anything is charged, so that it counts beside the hand-over.
+pub(crate) fn hand_overs_per_second(front: front_cost::Costs) -> u32 {
+    affordable(HAND_OVER_SHARE, front.accept + front.invocation).clamp(1, HAND_OVERS_PER_SECOND_MAX)
 }
 
 fn affordable(share: Duration, cost: Duration) -> u32 {
@@ -64,7 +64,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
     // Each lane spends half of what excess there may be.
     let excess = excess_per_second(one).div_ceil(2);
     let front_budgets = vec![
-        budgeted(accepts_per_second(front), ACCEPTS_AT_ONCE, front.accept + one),
+        budgeted(hand_overs_per_second(front), HAND_OVERS_AT_ONCE, front.accept + one),
         budgeted(excess, EXCESS_AT_ONCE, one),
         budgeted(excess, EXCESS_AT_ONCE, one),
         budgeted(OTHERS_PIECES_PER_SECOND, PIECES_AT_ONCE, PIECE_COST),
@@ -149,11 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn accepts_never_take_more_than_their_share_of_the_front() {
+    fn new_connections_never_take_more_than_their_share_of_the_front() {
         for (micros, expected) in [(50, 300), (200, 175), (1_000, 35), (1_000_000, 1)] {
             let each = Duration::from_micros(micros);
             let front = front_cost::Costs { accept: each, invocation: each, ..front_cost::Costs::default() };
-            assert_eq!(accepts_per_second(front), expected);
+            assert_eq!(hand_overs_per_second(front), expected);
         }
     }
 

@@ -7,6 +7,7 @@ use runtime::sys::clock;
 
 use crate::auth::keys::Keys;
 use crate::auth::{Access, Policy};
+use crate::descriptors::Connections;
 use crate::lambda::{Home, path};
 
 /// The same for both lanes; each thread makes its own [`Access`] from it.
@@ -17,8 +18,10 @@ pub(crate) struct Front {
     pub(crate) keys: Keys,
     /// Excess that the guaranteed lane answers itself and admission accounts for; a function's own budget is a part of it.
     pub(crate) excess_per_second: u32,
-    /// Connections that it accepts, likewise.
-    pub(crate) accepts_per_second: u32,
+    /// New connections that it is handed, likewise.
+    pub(crate) hand_overs_per_second: u32,
+    /// How many connections of clients there may be.
+    pub(crate) connections: Connections,
 }
 
 /// What a path asks for, from its shape alone.

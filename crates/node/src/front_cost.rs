@@ -35,7 +35,7 @@ use crate::front::{Front, today};
 use crate::instance::Running;
 use crate::lambda::Home;
 use crate::lane::links::{Links, NewInstance, Order, RecordSink};
-use crate::lane::message::{Command, News};
+use crate::lane::message::{Command, Moved, News, Traffic};
 use crate::lane::{self, Inbox, Start, ThreadPlacement};
 use crate::lanes::{Image, Installed, Lane, Route, Standing};
 use crate::probe;
@@ -47,7 +47,7 @@ const NAME: &str = "calibrate";
 const LONG: Duration = Duration::from_secs(20);
 /// The far ends give up when nothing comes for this long.
 const SILENCE: Duration = Duration::from_secs(5);
-/// No accept is charged less: the difference that is measured holds the noise of both sides.
+/// No new connection is charged less: the difference that is measured holds the noise of both sides.
 const ACCEPT_LEAST: Duration = Duration::from_micros(60);
 /// What is looked at of a message for its head.
 const HEAD_BYTES: usize = 1_536;
@@ -59,7 +59,7 @@ const LONG_BYTES: usize = 64 << 10;
 pub struct Costs {
     /// A signed invocation with a small request and a small result.
     pub invocation: Duration,
-    /// Accepting and closing a connection, beside the first invocation on it.
+    /// Taking in and closing a connection, beside the first invocation on it.
     pub accept: Duration,
     /// Making one thread real-time for an invocation, and ordinary after it.
     pub thread: Duration,
@@ -143,7 +143,6 @@ enum Connection {
 fn rehearse<const N: usize>(stages: [Stage; N], (cores, classes): (&[u16], Classes)) -> io::Result<[Duration; N]> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let address = listener.local_addr()?;
-    listener.set_nonblocking(true)?;
     let keys = Keys {
         access_key_id: "TAKTCALIBRATE".to_owned(),
         secret_access_key: Secret::new("not-a-secret".to_owned()),
@@ -154,7 +153,8 @@ fn rehearse<const N: usize>(stages: [Stage; N], (cores, classes): (&[u16], Class
         policy: Policy { hosts: Hosts::new(address, std::iter::empty()) },
         keys: keys.clone(),
         excess_per_second: 1_000,
-        accepts_per_second: lane::ACCEPTS_PER_SECOND_MAX,
+        hand_overs_per_second: lane::HAND_OVERS_PER_SECOND_MAX,
+        connections: crate::descriptors::Connections::with(crate::descriptors::WANTED),
     });
     // The lane's thread alone writes it; it is read after that thread has ended.
     let spent = Arc::new(Mutex::new(Vec::with_capacity(N * (ROUNDS + 1))));
@@ -171,10 +171,10 @@ fn rehearse<const N: usize>(stages: [Stage; N], (cores, classes): (&[u16], Class
         let lane = scope.spawn(|| lane::run(start));
         let (result_bytes, told) = sync_channel(1);
         let far_ends = scope.spawn(move || {
-            let (ends, instance) = install(ends, listener)?;
+            let (ends, instance) = install(ends)?;
             thread::scope(|scope| {
                 let runtime = scope.spawn(move || play_runtime(instance, (instance_core, classes), &told));
-                let client = play_client((address, &keys), &stages, (&result_bytes, classes));
+                let client = play_client(((address, &keys), &ends.door(&listener)), &stages, (&result_bytes, classes));
                 drop(result_bytes);
                 drop(ends);
                 runtime.join().map_err(panicked)?.and(client)
@@ -203,7 +203,21 @@ pub(crate) struct Ends {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) news: mpsc::Sender<News>,
     pub(crate) orders: mpsc::Receiver<Order>,
+    traffic: mpsc::Sender<Traffic>,
     exit: Option<oneshot::Sender<Exit>>,
+}
+
+impl Ends {
+    /// Hands the lane each connection that was made to `listener`, as the door would: the next one, once it was made.
+    pub(crate) fn door<'a>(&'a self, listener: &'a TcpListener) -> impl Fn() -> io::Result<()> {
+        || {
+            let (stream, peer) = listener.accept()?;
+            stream.set_nodelay(true)?;
+            stream.set_nonblocking(true)?;
+            let moved = Moved { stream, peer, unread: bytes::BytesMut::new(), manners: lane::Manners::default() };
+            self.traffic.blocking_send(Traffic::New(moved)).map_err(|_| io::Error::other("the lane ended"))
+        }
+    }
 }
 
 /// A guaranteed lane on its own: what it hands to the other lane, the management and the scribe is dropped.
@@ -214,6 +228,7 @@ pub(crate) fn the_lane(
     let (commands, commands_in) = mpsc::channel(64);
     let (news, news_in) = mpsc::channel(64);
     let (orders, orders_out) = mpsc::channel(64);
+    let (traffic, traffic_in) = mpsc::channel(64);
     let links = Links {
         orders,
         other_lane: mpsc::channel(1).0,
@@ -228,12 +243,12 @@ pub(crate) fn the_lane(
         lane: Lane::Guaranteed,
         machine: reserved::Engine::new(reserved::Options::default()),
         links,
-        inbox: Inbox { commands: commands_in, news: news_in, traffic: mpsc::channel(1).1, results: mpsc::channel(1).1 },
+        inbox: Inbox { commands: commands_in, news: news_in, traffic: traffic_in, results: mpsc::channel(1).1 },
         front,
         rng: ChaCha12Rng::seed_from_u64(7),
         placement,
     };
-    (start, Ends { commands, news, orders: orders_out, exit: None })
+    (start, Ends { commands, news, orders: orders_out, traffic, exit: None })
 }
 
 fn image() -> Arc<Image> {
@@ -267,7 +282,7 @@ fn deployment() -> Deployment {
 }
 
 /// Has the lane serve the function; gives the runtime's end of its one instance.
-fn install(mut ends: Ends, listener: TcpListener) -> io::Result<(Ends, TcpStream)> {
+fn install(mut ends: Ends) -> io::Result<(Ends, TcpStream)> {
     let ended = || io::Error::other("the measured lane ended");
     let tell = |ends: &Ends, command| ends.commands.blocking_send(command).map_err(|_| ended());
     let (done, installed) = oneshot::channel();
@@ -294,9 +309,6 @@ fn install(mut ends: Ends, listener: TcpListener) -> io::Result<(Ends, TcpStream
     let name = NAME.parse().expect("invariant: the name is one");
     tell(&ends, Command::Route { name, route: Some(route), done })?;
     routed.blocking_recv().map_err(|_| ended())?;
-    let (done, accepts) = oneshot::channel();
-    tell(&ends, Command::Accept { listener, done })?;
-    accepts.blocking_recv().map_err(|_| ended())?;
     Ok((ends, stream))
 }
 
@@ -329,7 +341,7 @@ fn play_runtime(
 }
 
 fn play_client(
-    (address, keys): (SocketAddr, &Keys),
+    ((address, keys), hand_over): ((SocketAddr, &Keys), &dyn Fn() -> io::Result<()>),
     stages: &[Stage],
     (result_bytes, classes): (&SyncSender<usize>, Classes),
 ) -> io::Result<()> {
@@ -338,6 +350,7 @@ fn play_client(
     }
     let connect = || {
         let stream = TcpStream::connect(address)?;
+        hand_over()?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE))?;
         Ok::<TcpStream, io::Error>(stream)

@@ -10,6 +10,7 @@ use model::{FunctionKey, FunctionName};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::keys::Keys;
+use crate::door;
 use crate::lane::Usage;
 use crate::lane::message::Command;
 use crate::lanes::{Closed, Image, Installed, Lane, Lanes, Lease, LeaseError, Pending, Route};
@@ -17,11 +18,12 @@ use crate::lanes::{Closed, Image, Installed, Lane, Lanes, Lease, LeaseError, Pen
 /// Commands that may wait for a lane.
 pub(crate) const COMMANDS_MAX: usize = 256;
 
-/// Sends commands to both lanes. A function of the guaranteed lane is known to the best-effort lane too, for its excess.
+/// Sends commands to both lanes and the door. A function of the guaranteed lane is known to the best-effort lane too, for its excess.
 #[derive(Debug)]
 pub(crate) struct Handle {
     guaranteed: mpsc::Sender<Command>,
     best_effort: mpsc::Sender<Command>,
+    door: mpsc::Sender<door::Command>,
     /// Where functions are at home. Used by control alone, never on a lane's thread.
     homes: Mutex<Homes>,
 }
@@ -34,35 +36,44 @@ struct Homes {
 }
 
 impl Handle {
-    pub(crate) fn new(guaranteed: mpsc::Sender<Command>, best_effort: mpsc::Sender<Command>) -> Self {
-        Self { guaranteed, best_effort, homes: Mutex::default() }
+    pub(crate) fn new(
+        guaranteed: mpsc::Sender<Command>,
+        best_effort: mpsc::Sender<Command>,
+        door: mpsc::Sender<door::Command>,
+    ) -> Self {
+        Self { guaranteed, best_effort, door, homes: Mutex::default() }
     }
 
-    /// Has both lanes accept nothing more; ends when nothing runs any more.
+    /// Has nothing more accepted; ends when nothing runs any more.
     pub(crate) async fn drain(&self) -> Result<(), Closed> {
+        ask(self.door.clone(), |done| door::Command::Shut { done }).await?;
         ask(self.guaranteed.clone(), |done| Command::Drain { done }).await?;
         ask(self.best_effort.clone(), |done| Command::Drain { done }).await
     }
 
-    /// Has the guaranteed lane accept connections.
+    /// Has the door accept connections.
     pub(crate) async fn accept(&self, listener: std::net::TcpListener) -> Result<(), Closed> {
-        ask(self.guaranteed.clone(), |done| Command::Accept { listener, done }).await
+        ask(self.door.clone(), |done| door::Command::Accept { listener, done }).await
     }
 
-    /// Has both lanes let in the new keys and nothing else; ends when they do.
+    /// Has both lanes and the door let in the new keys and nothing else; ends when they do.
     pub(crate) async fn rotate(&self, keys: &Keys) -> Result<(), Closed> {
         for lane in [&self.guaranteed, &self.best_effort] {
             let keys = Box::new(keys.clone());
             ask(lane.clone(), |done| Command::Rotate { keys, done }).await?;
         }
-        Ok(())
+        let keys = Box::new(keys.clone());
+        ask(self.door.clone(), |done| door::Command::Rotate { keys, done }).await
     }
 
     /// What the instances of both lanes held and used so far.
     pub(crate) async fn usage(&self) -> Result<Usage, Closed> {
         let mut guaranteed = ask(self.guaranteed.clone(), |done| Command::Usage { done }).await?;
         let best_effort = ask(self.best_effort.clone(), |done| Command::Usage { done }).await?;
+        let door = ask(self.door.clone(), |done| door::Command::Usage { done }).await?;
         guaranteed.queues.extend(best_effort.queues);
+        guaranteed.queues.push(door.queue());
+        guaranteed.traffic.push(door.traffic());
         guaranteed.traffic.extend(best_effort.traffic);
         guaranteed.functions.extend(best_effort.functions);
         guaranteed.best_effort = best_effort.best_effort;
@@ -75,9 +86,9 @@ impl Handle {
 }
 
 /// Sends a command and waits for its answer.
-async fn ask<T>(lane: mpsc::Sender<Command>, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Closed> {
+async fn ask<C, T>(to: mpsc::Sender<C>, command: impl FnOnce(oneshot::Sender<T>) -> C) -> Result<T, Closed> {
     let (done, answer) = oneshot::channel();
-    lane.send(command(done)).await.map_err(|_| Closed)?;
+    to.send(command(done)).await.map_err(|_| Closed)?;
     answer.await.map_err(|_| Closed)
 }
 
@@ -170,13 +181,13 @@ impl Lanes for Handle {
     }
 
     fn route(&self, name: &FunctionName, route: Option<Route>) -> Pending<Result<(), Closed>> {
-        let (lanes, name) = ([self.guaranteed.clone(), self.best_effort.clone()], name.clone());
+        let (lanes, door, name) = ([self.guaranteed.clone(), self.best_effort.clone()], self.door.clone(), name.clone());
         Box::pin(async move {
             for lane in lanes {
                 let (name, route) = (name.clone(), route.clone());
                 ask(lane, |done| Command::Route { name, route, done }).await?;
             }
-            Ok(())
+            ask(door, |done| door::Command::Route { name, route, done }).await
         })
     }
 
@@ -212,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_function_that_gained_a_guarantee_keeps_its_copy_for_excess() {
         let ((to_guaranteed, guaranteed), (to_best_effort, best_effort)) = (mpsc::channel(8), mpsc::channel(8));
-        let handle = Handle::new(to_guaranteed, to_best_effort);
+        let handle = Handle::new(to_guaranteed, to_best_effort, mpsc::channel(1).0);
         let function = FunctionKey(7);
         handle.homes().best_effort.insert(function);
         handle.homes().guaranteed.insert(function);

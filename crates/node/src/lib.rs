@@ -26,6 +26,8 @@ mod assemble;
 mod budget;
 pub mod calibrate;
 mod capacity;
+mod descriptors;
+mod door;
 mod front;
 pub mod front_cost;
 mod handle;

@@ -33,7 +33,7 @@ use crate::lane::{self, message::Moved};
 use crate::management;
 
 /// Management connections at once; one more is refused unread.
-const CONNECTIONS_MAX: usize = 256;
+pub(crate) const CONNECTIONS_MAX: usize = 256;
 /// Connections that may wait to be taken over.
 pub(crate) const QUEUE_MAX: usize = 256;
 /// A request's head must be there within this time.

@@ -9,8 +9,7 @@ use runtime::host::{Grant, Protection};
 use runtime::launcher::{Standing, Users};
 use runtime::sandbox::Interpreter;
 
-/// Descriptors for the connections and instances that the node's limits allow: each instance takes about eight.
-const DESCRIPTORS_WANTED: u64 = 16_384;
+use crate::descriptors;
 
 /// Most consequential first.
 #[derive(Debug)]
@@ -27,12 +26,12 @@ impl Protections {
 
     /// Files that this user may have open.
     pub(crate) fn descriptors(&mut self, allowed: u64) {
-        let grant = if allowed < DESCRIPTORS_WANTED {
-            no(format!("this user may open {allowed} files, {DESCRIPTORS_WANTED} are wanted"))
+        let grant = if allowed < descriptors::WANTED {
+            no(format!("this user may open {allowed} files, {} are wanted", descriptors::WANTED))
         } else {
             Grant::Yes
         };
-        let consequence = "instances or connections beyond that are refused";
+        let consequence = "fewer clients may be connected in proportion, and instances beyond that do not start";
         self.note(Protection::new("descriptors", &grant, consequence, "raise RLIMIT_NOFILE"));
     }
 
@@ -123,9 +122,9 @@ mod tests {
         let check = |allowed, expected: bool| {
             let mut protections = Protections::new(Vec::new());
             protections.descriptors(allowed);
-            assert_eq!(protections.into_list()[0].to_string().contains("1024 files, 16384 are wanted"), expected);
+            assert_eq!(protections.into_list()[0].to_string().contains("1024 files, "), expected);
         };
         check(1_024, true);
-        check(16_384, false);
+        check(descriptors::WANTED, false);
     }
 }

@@ -18,10 +18,11 @@ use crate::assemble::Node;
 use crate::auth::origin::Hosts;
 use crate::auth::{Policy, keys};
 use crate::calibrate::{self, Classes, Measured};
+use crate::descriptors::Connections;
 use crate::front::Front;
 use crate::lambda::Home;
 use crate::protections::Protections;
-use crate::{capacity, code, control, recorder, store};
+use crate::{capacity, code, control, door, recorder, store};
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -97,6 +98,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
         Grant::Yes => Classes::RealTime,
         Grant::No { .. } => Classes::Ordinary,
     };
+    let connections = Connections::with(descriptors);
     let mut protections = Protections::new(host.protections());
     protections.descriptors(descriptors);
     if classes == Classes::RealTime {
@@ -111,8 +113,8 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
     let hosts = Hosts::new(address, options.hosts.iter().cloned());
     let policy = Policy { hosts };
     let excess_per_second = capacity::excess_per_second(measured.front.invocation);
-    let accepts_per_second = capacity::accepts_per_second(measured.front);
-    let front = Arc::new(Front { home: Home::default(), policy, keys, excess_per_second, accepts_per_second });
+    let hand_overs_per_second = capacity::hand_overs_per_second(measured.front);
+    let front = Arc::new(Front { home: Home::default(), policy, keys, excess_per_second, hand_overs_per_second, connections });
     let node = Node {
         options: options.clone(),
         data: data.path.clone(),
@@ -206,6 +208,8 @@ impl DataDir {
 fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
     let failed = |source| Error::Listen { address, source };
     let listener = TcpListener::bind(address).map_err(failed)?;
+    // A burst of connects waits here; what finds it full tries again a second later.
+    rustix::net::listen(&listener, door::BACKLOG).map_err(|errno| failed(errno.into()))?;
     listener.set_nonblocking(true).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))

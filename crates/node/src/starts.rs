@@ -16,6 +16,7 @@ use plan::admission::{Book, LOWEST_PRIORITY};
 use runtime::launcher::Placement;
 use runtime::sys::clock;
 
+use crate::door;
 use crate::instance::Running;
 
 /// Of an instance that starts.
@@ -24,8 +25,8 @@ pub(crate) const PRIORITY: u8 = 1;
 pub(crate) const MAKER_PRIORITY: u8 = 2;
 const _: () = assert!(PRIORITY < MAKER_PRIORITY && MAKER_PRIORITY < LOWEST_PRIORITY);
 
-/// What admission keeps for starts of each core and second.
-pub(crate) const LEAST: Duration = Duration::from_millis(80);
+/// What admission keeps for starts, and for the door, of each core and second.
+pub(crate) const LEAST: Duration = Duration::from_millis(100);
 /// What starts use of each core and second at most, however little is promised: the rest is for best effort.
 const MOST: Duration = Duration::from_millis(500);
 /// What is left to the makers, and for looking late.
@@ -50,7 +51,7 @@ impl Limits {
     /// What a book leaves of every core. Called before anything new in it runs.
     pub(crate) fn set(&self, book: &Book) {
         for (limit, used) in self.0.iter().zip(book.busiest_seconds()) {
-            let left = book.capacity().real_time_per_second.saturating_sub(*used + SPARE).min(MOST);
+            let left = book.capacity().real_time_per_second.saturating_sub(*used + SPARE + door::WITHIN_A_SECOND).min(MOST);
             limit.store(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
     }

@@ -141,7 +141,7 @@ fn logs_a_load_and_a_look_at_the_node() {
     wait_until("the node to have looked at its lanes", || 30 <= count(&metrics(), "takt_requests_total{lane=\"guaranteed\"}"));
     let metrics = metrics();
     let [accepted, managed] = ["accepted", "moved-management"]
-        .map(|what| count(&metrics, &format!("takt_connections_total{{lane=\"guaranteed\",what=\"{what}\"}}")));
+        .map(|what| count(&metrics, &format!("takt_connections_total{{lane=\"door\",what=\"{what}\"}}")));
     assert!(0 < managed && managed < accepted, "{metrics}");
     node.stop();
 }

@@ -2,9 +2,11 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::{Node, answer, processes_with};
 
@@ -174,6 +176,8 @@ const PACED: &str = "memory = \"128MB\"\n[guarantee]\nrate = \"40/s\"\nmax_run_t
 const CLIENTS: usize = 8;
 const STORM: usize = 2_000;
 const HUNG_UP: usize = 200;
+/// Invocations beside it at least.
+const BESIDE: u64 = 100;
 
 /// What a client that keeps its connection got until it was told to stop.
 struct Kept {
@@ -183,7 +187,7 @@ struct Kept {
 }
 
 /// Asks one thing after the other on one connection.
-fn keep_asking(node: &Node, name: &str, over: &AtomicBool) -> Kept {
+fn keep_asking(node: &Node, name: &str, (over, served): (&AtomicBool, &AtomicU64)) -> Kept {
     let mut reader = BufReader::new(node.connect());
     let request = node.request(name, "{\"do\":\"ok\"}");
     let mut kept = Kept { served: 0, waited: 0 };
@@ -196,15 +200,19 @@ fn keep_asking(node: &Node, name: &str, over: &AtomicBool) -> Kept {
         }
         let wait = head.iter().find_map(|line| line.strip_prefix("x-takt-queue-wait-us: ")).unwrap_or("0");
         kept.served += 1;
+        served.fetch_add(1, Ordering::Relaxed);
         kept.waited += u64::from(wait != "0");
     }
     kept
 }
 
-/// Connections that are opened and closed, and clients that hang up in the middle of their requests.
-fn storm(node: &Node) {
+/// Connections that are opened and closed, and clients that hang up in the middle of their requests, until enough was served.
+fn storm(node: &Node, served: &AtomicU64) {
     let half = node.request("beat", "{\"do\":\"ok\"}");
-    for number in 0..STORM {
+    for number in 0.. {
+        if STORM <= number && BESIDE <= served.load(Ordering::Relaxed) {
+            break;
+        }
         let mut stream = node.connect();
         if number % (STORM / HUNG_UP) == 0 {
             // In its head, or in its body.
@@ -215,17 +223,17 @@ fn storm(node: &Node) {
 }
 
 #[test]
-fn a_storm_of_connections_waits_in_the_kernel_and_a_full_rate_is_kept() {
+fn a_storm_of_connections_stays_at_the_door_and_a_full_rate_is_kept() {
     let node = node();
     let deployed = node.deploy("paced", PACED);
     assert!(deployed.status.success(), "{}", crate::support::text_of(&deployed));
     let descriptors = node.descriptors();
-    let over = AtomicBool::new(false);
+    let (over, served) = (AtomicBool::new(false), AtomicU64::new(0));
     let kept: Vec<Kept> = std::thread::scope(|scope| {
         // However the storm ends, the clients do.
         let stop = Stop(&over);
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| keep_asking(&node, "paced", &over))).collect();
-        storm(&node);
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| keep_asking(&node, "paced", (&over, &served)))).collect();
+        storm(&node, &served);
         // The kernel hands connections on in their order: once this one is served, all of the storm were taken.
         node.must_serve("beat");
         drop(stop);
@@ -257,11 +265,11 @@ fn long_inputs_and_results_of_a_short_function_arrive_beside_one_at_its_full_rat
     assert!(deployed.status.success(), "{}", crate::support::text_of(&deployed));
     let deployed = node.deploy_files("long", LONG, &[("app.py", LONG_CODE)]);
     assert!(deployed.status.success(), "{}", crate::support::text_of(&deployed));
-    let over = AtomicBool::new(false);
+    let (over, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let input = json!("x".repeat(4_000_000));
     let served: u64 = std::thread::scope(|scope| {
         let stop = Stop(&over);
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| keep_asking(&node, "paced", &over).served)).collect();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| keep_asking(&node, "paced", (&over, &count)).served)).collect();
         for _ in 0..6 {
             assert_eq!(node.invoke("long", &input).value(), json!(4_000_000));
             assert_eq!(node.invoke("long", &json!("long")).value().as_str().map(str::len), Some(2_000_000));
@@ -279,4 +287,141 @@ impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// Floods that connect anew for everything they do.
+const FLOODS: [fn(&Node, u64) -> Option<TcpStream>; 4] = [closed_at_once, silent, half_a_head, best_effort];
+/// Connections that a flood keeps open.
+const KEPT_OPEN: usize = 100;
+/// Invocations of each client of the guaranteed function.
+const EACH: usize = 20;
+
+fn closed_at_once(node: &Node, _: u64) -> Option<TcpStream> {
+    drop(node.connect());
+    None
+}
+
+fn silent(node: &Node, _: u64) -> Option<TcpStream> {
+    Some(node.connect())
+}
+
+fn half_a_head(node: &Node, number: u64) -> Option<TcpStream> {
+    let mut stream = node.connect();
+    let request = node.request("beat", "{}");
+    let sent = usize::try_from(number).unwrap() % (request.len() - 4);
+    // It may be sent away meanwhile.
+    let _sent = stream.write_all(&request.as_bytes()[..=sent]);
+    Some(stream)
+}
+
+/// Asks whether it might invoke: no instance is needed for that.
+fn best_effort(node: &Node, _: u64) -> Option<TcpStream> {
+    let mut stream = node.connect();
+    let request = node.request("idle", "{}").replace("Content-Length", "X-Amz-Invocation-Type: DryRun\r\nContent-Length");
+    stream.write_all(request.as_bytes()).unwrap();
+    let (status, head, _) = answer(&mut BufReader::new(stream)).expect("a best-effort request is answered");
+    assert!([204, 503].contains(&status), "{status} {head:?}");
+    None
+}
+
+fn counted(node: &Node, what: &str) -> u64 {
+    let metrics = node.metrics();
+    let line = format!("takt_connections_total{{lane=\"door\",what=\"{what}\"}} ");
+    metrics.lines().find_map(|found| found.strip_prefix(&line)?.parse().ok()).unwrap_or_else(|| panic!("{what}: {metrics}"))
+}
+
+/// A client that opens a connection for each invocation. Returns how long its slowest took, from before it connected.
+fn connect_for_each(node: &Node, name: &str) -> Duration {
+    let slowest = (0..EACH).map(|_| {
+        let begin = Instant::now();
+        let mut stream = node.connect();
+        stream.write_all(node.request(name, "{\"do\":\"ok\"}").as_bytes()).unwrap();
+        let (status, head, body) = answer(&mut BufReader::new(stream)).expect("who asks for a guaranteed function is answered");
+        assert_eq!(status, 200, "{head:?} {}", String::from_utf8_lossy(&body));
+        for part in ["x-takt-class: guaranteed", "x-takt-conforming: true"] {
+            assert!(head.iter().any(|line| line == part), "{head:?}");
+        }
+        begin.elapsed()
+    });
+    slowest.max().unwrap()
+}
+
+#[test]
+fn floods_of_connections_take_nothing_from_new_connections_for_a_guaranteed_function() {
+    let node = node();
+    let deployed = node.deploy("paced", PACED);
+    assert!(deployed.status.success(), "{}", crate::support::text_of(&deployed));
+    let slowest_of = |clients: usize| {
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..clients).map(|_| scope.spawn(|| connect_for_each(&node, "paced"))).collect();
+            clients.into_iter().map(|client| client.join().unwrap()).max().unwrap()
+        })
+    };
+    let alone = slowest_of(CLIENTS);
+    let over = AtomicBool::new(false);
+    let (before, begin) = (counted(&node, "accepted"), Instant::now());
+    let beside = std::thread::scope(|scope| {
+        let stop = Stop(&over);
+        let (over, node) = (&over, &node);
+        for flood in FLOODS {
+            scope.spawn(move || {
+                let (mut kept, mut number) = (std::collections::VecDeque::new(), 0);
+                while !over.load(Ordering::Relaxed) {
+                    kept.extend(flood(node, number));
+                    number += 1;
+                    if KEPT_OPEN < kept.len() {
+                        kept.pop_front();
+                    }
+                }
+            });
+        }
+        let beside = slowest_of(CLIENTS);
+        drop(stop);
+        beside
+    });
+    let seconds = begin.elapsed().as_secs_f64();
+    // The metrics are as of the last look of the node.
+    let served = u64::try_from(2 * CLIENTS * EACH).unwrap();
+    check(&node, served);
+    let flooded = counted(&node, "accepted") - before;
+    println!(
+        "{flooded} connections in {seconds:.1} s; slowest with a connection for each: {alone:?} alone, {beside:?} beside them"
+    );
+    assert_eq!(counted(&node, "moved-over-budget"), 0, "every connection for the function found its hand-over");
+}
+
+#[test]
+fn best_effort_on_a_connection_for_each_request_is_not_held_to_a_rate() {
+    let node = node();
+    let begin = Instant::now();
+    let count = 2_000;
+    for number in 0..count {
+        best_effort(&node, number);
+    }
+    let per_second = f64::from(u32::try_from(count).unwrap()) / begin.elapsed().as_secs_f64();
+    println!("{per_second:.0} a second");
+    assert!(300.0 < per_second, "{per_second:.0} a second");
+    check(&node, 0);
+}
+
+/// Descriptors of a node for this test: more connections are opened than it can hold.
+const FEW_DESCRIPTORS: usize = 1_500;
+
+#[test]
+fn more_silent_connections_than_the_node_has_descriptors_shut_nobody_out() {
+    let limit = format!("ulimit -n {FEW_DESCRIPTORS} && exec \"$@\"");
+    let node = Node::start_as(std::path::Path::new(crate::support::TAKT), &["sh", "-c", &limit, "sh"]);
+    node.must_deploy("beat", GUARANTEED);
+    node.must_deploy("idle", BEST_EFFORT);
+    let mut kept = Vec::new();
+    for number in 0..FEW_DESCRIPTORS + 500 {
+        kept.push(node.connect());
+        if number % 250 == 0 {
+            node.must_serve("idle");
+        }
+    }
+    check(&node, 0);
+    node.must_serve("idle");
+    assert!(0 < counted(&node, "evicted-silent"));
+    drop(kept);
 }

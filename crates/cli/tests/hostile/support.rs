@@ -172,6 +172,13 @@ impl Node {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text_of(&output)))
     }
 
+    /// As of the node's last look at itself.
+    pub(crate) fn metrics(&self) -> String {
+        let (status, _, body) = self.ask("GET", "/metrics", "");
+        assert_eq!(status, 200);
+        String::from_utf8(body).unwrap()
+    }
+
     /// Bytes of memory the daemon holds.
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command as Program};
+use std::time::Duration;
 
 use allocation_counter::AllocationInfo;
 use engine::port::{Deployment, Reservation, Shard};
@@ -161,8 +162,12 @@ fn runtime(mut stream: TcpStream) {
 }
 
 /// Gives the connections back: what the lane does when they close is not what is counted.
-fn clients(address: std::net::SocketAddr, stage: Stage) -> Vec<TcpStream> {
-    let connect = |_| TcpStream::connect(address).unwrap();
+fn clients((address, hand_over): (std::net::SocketAddr, &dyn Fn() -> io::Result<()>), stage: Stage) -> Vec<TcpStream> {
+    let connect = |_| {
+        let stream = TcpStream::connect(address).unwrap();
+        hand_over().unwrap();
+        stream
+    };
     let mut clients: Vec<TcpStream> = (0..stage.clients).map(connect).collect();
     let request = request(&name(0), "", "{}");
     for _ in 0..stage.rounds {
@@ -188,11 +193,7 @@ fn allocated(stage: Stage) -> AllocationInfo {
         let serving = std::thread::spawn(move || runtime(first));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let (done, accepts) = oneshot::channel();
-        ends.commands.blocking_send(Command::Accept { listener, done }).unwrap();
-        accepts.blocking_recv().unwrap();
-        let _clients = clients(address, stage);
+        let _clients = clients((address, &ends.door(&listener)), stage);
         drop(ends);
         serving.join().unwrap();
     });
@@ -211,7 +212,7 @@ fn per_invocation(stage: Stage) -> (u64, u64) {
 #[test]
 fn an_invocation_allocates_the_same_whatever_waits_and_however_many_functions_there_are() {
     let alone = Stage { functions: 1, clients: 1, rounds: 200 };
-    for stage in [alone, Stage { functions: 60, ..alone }, Stage { clients: 100, rounds: 4, ..alone }] {
+    for stage in [alone, Stage { functions: 60, ..alone }, Stage { clients: 100, rounds: 16, ..alone }] {
         let (count, bytes) = per_invocation(stage);
         assert!((1..=COUNT_MAX).contains(&count) && bytes <= BYTES_MAX, "{stage:?}: {count} allocations, {bytes} bytes");
     }

@@ -62,7 +62,7 @@ pub(super) async fn serve<M: Machine>(
             }
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else {
-                    tokio::time::sleep(super::ACCEPT_PAUSE).await;
+                    tokio::time::sleep(crate::door::ACCEPT_PAUSE).await;
                     continue;
                 };
                 if lane.with(|core| core.asks(instance)).is_ok() && open.len() < CONNECTIONS_MAX {

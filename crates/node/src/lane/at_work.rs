@@ -1,6 +1,7 @@
 //! Instances at work on a lane driven by hand: what is ready when time is up, and results on their way to clients.
 
 use std::process::Command as Program;
+use std::time::Duration;
 
 use engine::port::{Action, Allowance, Event, Placement};
 use journal::record::Transfer;

@@ -35,7 +35,7 @@ use crate::lanes::{self, Route, Standing};
 use crate::scribe;
 use crate::url;
 
-const LIMITS: Limits = Limits { head_bytes: 32 << 10, headers: 100 };
+pub(crate) const LIMITS: Limits = Limits { head_bytes: 32 << 10, headers: 100 };
 /// A connection that sends nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(75);
 /// A body must be there this long after its head.
@@ -45,7 +45,7 @@ const WRITE_WITHIN: Duration = Duration::from_secs(30);
 /// A connection that is given up is read on for this long, so that its client gets to see the last answer.
 const LINGER_WITHIN: Duration = Duration::from_secs(5);
 /// Bodies above this are read on the best-effort lane and handed over whole: checking one of 64 KiB takes about 75 µs.
-const LARGE_BYTES: usize = 64 << 10;
+pub(crate) const LARGE_BYTES: usize = 64 << 10;
 /// Excess that one connection may send through the guaranteed lane before it is moved off it.
 const EXCESS_PER_SECOND: u32 = 20;
 const EXCESS_AT_ONCE: u32 = 100;
@@ -141,6 +141,13 @@ pub(crate) struct Manners {
 impl Default for Manners {
     fn default() -> Self {
         Self { excess: Budget::new(EXCESS_PER_SECOND, EXCESS_AT_ONCE), welcome_at: Time::ZERO, proved: false }
+    }
+}
+
+impl Manners {
+    /// Of a connection whose first request carried a signature that is right.
+    pub(crate) fn proved() -> Self {
+        Self { proved: true, ..Self::default() }
     }
 }
 
@@ -310,16 +317,16 @@ impl<M: Machine> Client<M> {
 
     /// Input for a lease.
     async fn supply(&mut self, parts: &Parts, lease: Option<LeaseId>) -> Turn {
+        let grant = match self.allow(parts, PathClass::V1, UrlAccess::Keyed) {
+            Ok(grant) => grant,
+            Err(denied) => return self.refuse(*denied).await,
+        };
         if self.lane.lane() == lanes::Lane::BestEffort {
             return Turn::Move(Destination::OtherLane(Why::Guaranteed));
         }
         if is_large(parts) {
             return self.refuse(large_lease_input()).await;
         }
-        let grant = match self.allow(parts, PathClass::V1, UrlAccess::Keyed) {
-            Ok(grant) => grant,
-            Err(denied) => return self.refuse(*denied).await,
-        };
         let (body, complete) = match self.body(parts, grant, PathClass::V1).await {
             Ok(read) => read,
             Err(turn) => return turn,

@@ -290,8 +290,8 @@ impl<M: Machine> Core<M> {
                 self.record_counters();
                 let _ = done.send(self.usage());
             }
-            // The lane itself does these.
-            Command::Accept { done, .. } | Command::Rotate { done, .. } => drop(done),
+            // The lane itself does this.
+            Command::Rotate { done, .. } => drop(done),
             Command::Drain { done } => {
                 self.record_counters();
                 self.drained = Some(done);
@@ -788,7 +788,7 @@ impl<M: Machine> Core<M> {
         let running = functions.iter().map(|(usage, _)| usage.busy).sum();
         let waiting = functions.iter().map(|(usage, _)| usage.waiting).sum();
         let length = u64::try_from(self.waiting.len()).unwrap_or(u64::MAX);
-        let limit = u64::try_from(super::CONNECTIONS_MAX).unwrap_or(u64::MAX);
+        let limit = u64::try_from(self.front.connections.lane).unwrap_or(u64::MAX);
         let queues = vec![management::Queue { name, length, limit }];
         let traffic = vec![management::Traffic { lane: name, counts: self.counts }];
         Usage { functions, queues, traffic, best_effort: management::BestEffort { waiting, running } }

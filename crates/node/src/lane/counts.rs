@@ -1,10 +1,12 @@
-//! What a lane did with connections and requests since the node started. On the lane's thread alone: no atomics.
+//! What a lane, or the door, did with connections and requests since the node started. On its thread alone: no atomics.
 
 /// What may happen to a connection or a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum What {
     /// A connection of the port.
     Accepted,
+    /// A new connection, from the door.
+    FromDoor,
     /// A connection from the other lane.
     TakenOver,
     /// Sent to the other lane.
@@ -17,11 +19,15 @@ pub(crate) enum What {
     CutShort,
     /// Closed because nothing came for long.
     Idle,
+    /// Closed before anything came, because others wanted its place.
+    EvictedSilent,
+    /// Closed before its first request was there, because others wanted its place.
+    EvictedBegun,
     /// The head of a request was read.
     Request,
 }
 
-/// Why a connection goes from one lane to the other.
+/// Why a connection goes to one lane and not to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Why {
     /// Its request is for no guaranteed function.
@@ -30,22 +36,28 @@ pub(crate) enum Why {
     OverBudget,
     /// Its request has a long body, or one of unstated length.
     LongBody,
+    /// Who sent its request may not send it.
+    NotLetIn,
     /// Its request is for what the guaranteed lane serves.
     Guaranteed,
 }
 
 impl What {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Accepted,
+        Self::FromDoor,
         Self::TakenOver,
         Self::Moved(Why::BestEffortFunction),
         Self::Moved(Why::OverBudget),
         Self::Moved(Why::LongBody),
+        Self::Moved(Why::NotLetIn),
         Self::Moved(Why::Guaranteed),
         Self::ToManagement,
         Self::RefusedBusy,
         Self::CutShort,
         Self::Idle,
+        Self::EvictedSilent,
+        Self::EvictedBegun,
         Self::Request,
     ];
 
@@ -53,15 +65,19 @@ impl What {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
+            Self::FromDoor => "from-door",
             Self::TakenOver => "taken-over",
             Self::Moved(Why::BestEffortFunction) => "moved-best-effort",
             Self::Moved(Why::OverBudget) => "moved-over-budget",
             Self::Moved(Why::LongBody) => "moved-long-body",
+            Self::Moved(Why::NotLetIn) => "moved-not-let-in",
             Self::Moved(Why::Guaranteed) => "moved-guaranteed",
             Self::ToManagement => "moved-management",
             Self::RefusedBusy => "refused-busy",
             Self::CutShort => "cut-short",
             Self::Idle => "idle",
+            Self::EvictedSilent => "evicted-silent",
+            Self::EvictedBegun => "evicted-begun",
             Self::Request => "request",
         }
     }

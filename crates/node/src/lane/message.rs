@@ -68,17 +68,12 @@ pub(crate) enum Command {
     Usage {
         done: oneshot::Sender<Usage>,
     },
-    /// Accept connections from here on.
-    Accept {
-        listener: std::net::TcpListener,
-        done: oneshot::Sender<()>,
-    },
     /// Let in these keys, and the ones before no longer.
     Rotate {
         keys: Box<Keys>,
         done: oneshot::Sender<()>,
     },
-    /// Accept nothing more; `done` when nothing runs any more.
+    /// Take in nothing more; `done` when nothing runs any more.
     Drain {
         done: oneshot::Sender<()>,
     },
@@ -112,8 +107,11 @@ pub(crate) enum News {
     Gap(Gap),
 }
 
-/// Work that other lanes or the acceptor hand over.
+/// Work that the other lane or the door hands over.
 pub(crate) enum Traffic {
+    /// A connection that the door sends here with its first request.
+    New(Moved),
+    /// One from the other lane.
     Connection(Moved),
     /// Excess of a guaranteed function, to run on what is idle.
     Demoted(Box<Waiting>),

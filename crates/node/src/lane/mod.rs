@@ -24,7 +24,7 @@ mod allocations;
 #[cfg(test)]
 mod at_work;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -32,18 +32,15 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use model::{Class, Time};
 use rand_chacha::ChaCha12Rng;
 use runtime::sys::{self, clock, sched};
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinSet, LocalSet};
 
-use self::client::Manners;
-pub(crate) use self::client::{Rendering, close_busy};
+pub(crate) use self::client::{LARGE_BYTES, LIMITS, Manners, Rendering, close_busy};
 use self::core::Core;
 pub(crate) use self::core::EXCESS_AT_ONCE;
 use self::counts::What;
@@ -59,19 +56,15 @@ use crate::{lanes, management};
 
 /// Priority of the guaranteed lane's thread: above every instance, below the probe.
 pub(crate) const PRIORITY: u8 = 70;
-/// Connections that one lane holds at once; one more is refused before anything of it is read.
-const CONNECTIONS_MAX: usize = 8_192;
-/// Accepts per second at most, and at once, that admission accounts for.
-pub(crate) const ACCEPTS_PER_SECOND_MAX: u32 = 300;
-pub(crate) const ACCEPTS_AT_ONCE: u32 = 4;
+/// New connections per second at most, and at once, that the guaranteed lane is handed and admission accounts for.
+pub(crate) const HAND_OVERS_PER_SECOND_MAX: u32 = 300;
+pub(crate) const HAND_OVERS_AT_ONCE: u32 = 4;
 /// Pieces of long requests and answers per second, and at once, that the guaranteed lane moves for clients that were let in and
 /// invocations that took a slot, for all other clients, and for instances.
 pub(crate) const OTHERS_PIECES_PER_SECOND: u32 = 100;
 pub(crate) const CLIENTS_PIECES_PER_SECOND: u32 = 400;
 pub(crate) const INSTANCES_PIECES_PER_SECOND: u32 = 800;
 pub(crate) const PIECES_AT_ONCE: u32 = 4;
-/// The pause after an accept that failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Everything a lane's thread starts with.
 pub(crate) struct Start<M> {
@@ -189,7 +182,7 @@ impl<M: Machine> Lane<M> {
 
     /// Takes in a connection, or refuses it where the lane holds too many.
     fn connect(self: &Rc<Self>, moved: Moved) {
-        if CONNECTIONS_MAX <= self.tasks() {
+        if self.front.connections.lane <= self.tasks() {
             close_busy(&moved.stream);
             self.count(What::RefusedBusy);
             return;
@@ -211,31 +204,18 @@ pub(crate) fn run<M: Machine>(start: Start<M>) -> io::Result<()> {
 }
 
 async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
-    // The guaranteed lane is told to accept; the best-effort lane is handed its connections.
-    let mut listener = None;
-    let mut accepts = Budget::new(start.front.accepts_per_second, ACCEPTS_AT_ONCE);
     let lane = Rc::new(Lane::new(start.machine, start.lane, start.links, (start.front, start.rng))?);
     let mut inbox = start.inbox;
     loop {
         tokio::select! {
             biased;
             command = inbox.commands.recv() => match command {
-                Some(Command::Accept { listener: given, done }) => {
-                    listener = Some(TcpListener::from_std(given)?);
-                    // The node waits for this answer.
-                    let _ = done.send(());
-                }
                 Some(Command::Rotate { keys, done }) => {
                     lane.access.borrow_mut().rotate(&keys);
                     // The control plane that gave up waiting needs no answer.
                     let _ = done.send(());
                 }
-                Some(command) => {
-                    if matches!(command, Command::Drain { .. }) {
-                        listener = None;
-                    }
-                    lane.with(|core| core.command(command));
-                }
+                Some(command) => lane.with(|core| core.command(command)),
                 None => return Ok(()),
             },
             ready = lane.timer.readable() => {
@@ -249,15 +229,11 @@ async fn serve<M: Machine>(start: Start<M>) -> io::Result<()> {
             Some(news) = inbox.news.recv() => news_of(&lane, news),
             Some(rendering) = inbox.results.recv() => rendering.make(),
             () = join(&lane) => {}
-            accepted = accept(listener.as_ref(), &mut accepts) => match accepted {
-                Ok(moved) => {
-                    lane.count(What::Accepted);
+            Some(traffic) = inbox.traffic.recv() => match traffic {
+                Traffic::New(moved) => {
+                    lane.count(What::FromDoor);
                     lane.connect(moved);
                 }
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(error),
-            },
-            Some(traffic) = inbox.traffic.recv() => match traffic {
                 Traffic::Connection(moved) => {
                     lane.count(What::TakenOver);
                     lane.connect(moved);
@@ -299,47 +275,4 @@ fn news_of<M: Machine>(lane: &Rc<Lane<M>>, news: News) {
         News::Placed { instance, on, threads } => lane.with(|core| core.placed(instance, on, threads)),
         News::Gap(gap) => lane.with(|core| core.gap(clock::now(), gap)),
     }
-}
-
-/// The next connection, as soon as the budget allows one. Safe to drop at any point.
-async fn accept(listener: Option<&TcpListener>, budget: &mut Budget) -> io::Result<Moved> {
-    let Some(listener) = listener else { return std::future::pending().await };
-    if let Err(at) = budget.check(clock::now()) {
-        tokio::time::sleep(at.since(clock::now())).await;
-    }
-    let (stream, peer) = match listener.accept().await {
-        Ok(accepted) => accepted,
-        Err(error) => {
-            // Without descriptors every accept fails at once: this must not become a loop at real-time class.
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            return Err(error);
-        }
-    };
-    // An earlier check may have been for an instant that this one precedes; then the next accept waits for it.
-    let _ = budget.spend(clock::now());
-    stream.set_nodelay(true)?;
-    Ok(Moved { stream: stream.into_std()?, peer, unread: bytes::BytesMut::new(), manners: Manners::default() })
-}
-
-/// Errors of `accept` that concern one connection or pass when descriptors come free.
-fn is_passing(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let passing = [
-        Errno::CONNABORTED,
-        Errno::CONNRESET,
-        Errno::MFILE,
-        Errno::NFILE,
-        Errno::NOBUFS,
-        Errno::NOMEM,
-        Errno::PROTO,
-        Errno::INVAL,
-        Errno::NETDOWN,
-        Errno::NETUNREACH,
-        Errno::HOSTDOWN,
-        Errno::HOSTUNREACH,
-        Errno::NONET,
-        Errno::OPNOTSUPP,
-        Errno::PERM,
-    ];
-    passing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use engine::port::{Action, Deployment, Event, Placement, Refusal, Reservation};
 use journal::record::Counters;
 use model::{FunctionKey, FunctionName, InstanceId, Version};
 use rand::SeedableRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::counts::Why;
 use super::links::{NewInstance, Order};
@@ -67,7 +68,7 @@ fn address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9000))
 }
 
-pub(super) fn front() -> Arc<Front> {
+pub(crate) fn front() -> Arc<Front> {
     let secret = |text: &str| Secret::new(text.to_owned());
     let keys = Keys { access_key_id: "id".to_owned(), secret_access_key: secret("secret"), token: secret(TOKEN) };
     Arc::new(Front {
@@ -75,7 +76,8 @@ pub(super) fn front() -> Arc<Front> {
         policy: Policy { hosts: Hosts::new(address(), std::iter::empty()) },
         keys,
         excess_per_second: EXCESS_PER_SECOND,
-        accepts_per_second: ACCEPTS_PER_SECOND_MAX,
+        hand_overs_per_second: HAND_OVERS_PER_SECOND_MAX,
+        connections: crate::descriptors::Connections::with(crate::descriptors::WANTED),
     })
 }
 
@@ -105,7 +107,7 @@ pub(super) fn lane_with(
     (lane, outside)
 }
 
-pub(super) fn image(name: &str) -> Arc<Image> {
+pub(crate) fn image(name: &str) -> Arc<Image> {
     Arc::new(Image {
         spec: serde_json::from_value(serde_json::json!({
             "name": name, "runtime": "python", "runtime_name": "python", "handler": "app.run", "timeout": "3s",
@@ -119,9 +121,14 @@ pub(super) fn image(name: &str) -> Arc<Image> {
 
 pub(super) fn route(lane: &Lane<Fake>, name: &str, key: u64) {
     let (done, _) = tokio::sync::oneshot::channel();
-    let route = Route { key: FunctionKey(key), standing: Standing::Guaranteed, image: image(name) };
+    let route = routed(name, FunctionKey(key));
     let name: FunctionName = name.parse().unwrap();
     lane.with(|core| core.command(Command::Route { name, route: Some(route), done }));
+}
+
+/// The route of a guaranteed function.
+pub(crate) fn routed(name: &str, key: FunctionKey) -> Route {
+    Route { key, standing: Standing::Guaranteed, image: image(name) }
 }
 
 /// Has the lane start an instance of a function, as its machine's rule says.
@@ -158,7 +165,7 @@ pub(super) async fn client_of(lane: &Rc<Lane<Fake>>) -> TcpStream {
     client
 }
 
-pub(super) fn request(function: &str, headers: &str, body: &str) -> String {
+pub(crate) fn request(function: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!(
         "POST /2015-03-31/functions/{function}/invocations HTTP/1.1\r\nHost: 127.0.0.1:9000\r\n\

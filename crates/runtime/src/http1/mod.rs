@@ -48,6 +48,42 @@ pub enum After {
     Close,
 }
 
+/// What bytes that were read say of the request they begin with, before they are given to a [`Connection`].
+#[derive(Debug)]
+pub struct Peeked {
+    pub parts: Parts,
+    /// Bytes of the head, with the empty lines before it that are forgiven.
+    pub head: usize,
+    /// Bytes of the body behind it, where they are stated.
+    pub body: Option<u64>,
+    /// Its sender waits for `100 Continue` before it sends the body.
+    pub awaits_go_ahead: bool,
+}
+
+/// Looks at a request whose head may be whole; `None` where more of it is to come. `seen` bytes were looked at before.
+pub fn peek(input: &[u8], seen: usize, limits: &Limits) -> Result<Option<Peeked>, Error> {
+    let mut skipped = 0;
+    while input[skipped..].starts_with(b"\r\n") {
+        skipped += 2;
+    }
+    let input = &input[skipped..];
+    if input == b"\r" {
+        return Ok(None);
+    }
+    let end = head::find_end(input, seen.saturating_sub(skipped))?;
+    if limits.head_bytes < end.unwrap_or(input.len()) {
+        return Err(Error::HeadTooLong { limit: limits.head_bytes });
+    }
+    let Some(end) = end else { return Ok(None) };
+    let parts = head::parse(&Bytes::copy_from_slice(&input[..end]), limits)?;
+    let body = match head::framing(&parts)? {
+        head::Framing::Length(length) => Some(length),
+        head::Framing::Chunked => None,
+    };
+    let awaits_go_ahead = head::expects_continue(&parts)?;
+    Ok(Some(Peeked { parts, head: skipped + end, body, awaits_go_ahead }))
+}
+
 /// The server's side of one HTTP/1.1 connection.
 #[derive(Debug)]
 pub struct Connection<S> {

@@ -482,6 +482,30 @@ proptest! {
     }
 
     #[test]
+    fn a_look_ahead_finds_what_the_connection_reads(bytes in soup(), lengths in prop::collection::vec(1_usize..9, 1..5)) {
+        let limits = Limits::default();
+        let (mut seen, mut found) = (0, Ok(None));
+        let mut came = Vec::new();
+        for piece in cut(&bytes, &lengths) {
+            came.extend(piece);
+            found = peek(&came, seen, &limits);
+            seen = came.len();
+            if !matches!(found, Ok(None)) {
+                break;
+            }
+        }
+        let mut connection = Connection::new(Script::whole(&bytes));
+        match (found, run(connection.read_head(&limits))) {
+            (Ok(Some(peeked)), Ok(Some(parts))) => {
+                prop_assert_eq!((&peeked.parts.uri, &peeked.parts.headers), (&parts.uri, &parts.headers));
+                prop_assert_eq!(bytes.len() - peeked.head, connection.buffered());
+            }
+            (Ok(None), Ok(None) | Err(Error::Truncated)) | (Err(_), Err(_)) => {}
+            (found, read) => prop_assert!(false, "{found:?} {read:?}"),
+        }
+    }
+
+    #[test]
     fn hyper_reads_the_responses(
         status in 200_u16..599,
         fields in prop::collection::vec(("x-[a-z]{1,10}", "[!-~]{0,20}"), 0..5),

@@ -1,0 +1,143 @@
+//! The places of connections whose first request is not there yet.
+//!
+//! There are two stages, each with places of its own: connections that have sent nothing, and those whose first request has
+//! begun. Whoever enters a full stage takes the place of the one that has been in it longest. So nobody is kept out by those
+//! who are slow, and who sends is not pushed out by who does not.
+
+use std::collections::BTreeMap;
+
+/// A connection's place, in the order of coming.
+pub(super) type Place = u64;
+
+/// `T` is what it takes to have a connection give up its place.
+#[derive(Debug)]
+pub(super) struct Places<T> {
+    silent: BTreeMap<Place, T>,
+    /// In the order in which their requests began.
+    begun: BTreeMap<u64, (Place, T)>,
+    turns: BTreeMap<Place, u64>,
+    next: u64,
+    of_each: usize,
+}
+
+impl<T> Places<T> {
+    /// So many places `of_each` stage, at least 1.
+    pub(super) fn new(of_each: usize) -> Self {
+        assert!(0 < of_each, "invariant: a stage has a place");
+        Self { silent: BTreeMap::new(), begun: BTreeMap::new(), turns: BTreeMap::new(), next: 0, of_each }
+    }
+
+    fn count(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// A place for a connection that [`Places::enter`]s next.
+    pub(super) fn next(&mut self) -> Place {
+        self.count()
+    }
+
+    /// A connection that has sent nothing. Returns who has to leave for it.
+    pub(super) fn enter(&mut self, place: Place, who: T) -> Option<T> {
+        let leaves = if self.of_each <= self.silent.len() { self.oldest_silent() } else { None };
+        self.silent.insert(place, who);
+        leaves
+    }
+
+    /// The first bytes of a connection came. Returns who has to leave for it.
+    pub(super) fn begin(&mut self, place: Place) -> Option<T> {
+        let who = self.silent.remove(&place)?;
+        self.enter_begun(place, who)
+    }
+
+    /// A connection whose request has begun. Returns who has to leave for it.
+    pub(super) fn enter_begun(&mut self, place: Place, who: T) -> Option<T> {
+        let leaves = if self.of_each <= self.begun.len() { self.begun.pop_first() } else { None };
+        let turn = self.count();
+        self.begun.insert(turn, (place, who));
+        self.turns.insert(place, turn);
+        leaves.map(|(_, (place, who))| {
+            self.turns.remove(&place);
+            who
+        })
+    }
+
+    /// A connection went, or moved on.
+    pub(super) fn leave(&mut self, place: Place) {
+        self.silent.remove(&place);
+        if let Some(turn) = self.turns.remove(&place) {
+            self.begun.remove(&turn);
+        }
+    }
+
+    /// The one that has been silent longest loses its place.
+    pub(super) fn oldest_silent(&mut self) -> Option<T> {
+        self.silent.pop_first().map(|(_, who)| who)
+    }
+
+    pub(super) fn taken(&self) -> usize {
+        self.silent.len() + self.begun.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn enter(places: &mut Places<Place>) -> (Place, Option<Place>) {
+        let place = places.next();
+        (place, places.enter(place, place))
+    }
+
+    #[test]
+    fn whoever_comes_takes_the_place_of_the_longest_silent() {
+        let mut places = Places::<Place>::new(2);
+        let (first, second) = (enter(&mut places).0, enter(&mut places).0);
+        assert_eq!(places.begin(first), None);
+        assert_eq!(enter(&mut places).1, None, "the first has left the silent");
+        assert_eq!(enter(&mut places).1, Some(second));
+    }
+
+    #[test]
+    fn those_that_begin_and_never_end_make_room_for_one_another_only() {
+        let mut places = Places::<Place>::new(2);
+        let quiet = enter(&mut places).0;
+        let mut gone = Vec::new();
+        for _ in 0..3 {
+            let (place, _) = enter(&mut places);
+            gone.extend(places.begin(place));
+        }
+        assert_eq!(gone.len(), 1, "the one that began first");
+        assert_eq!((places.taken(), places.oldest_silent()), (3, Some(quiet)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_stage_holds_more_than_its_places_and_nobody_is_lost(steps in prop::collection::vec((0..4_u8, 0..40_usize), 0..200)) {
+            let mut places = Places::new(3);
+            let (mut came, mut out) = (Vec::new(), std::collections::BTreeSet::new());
+            for (step, which) in steps {
+                let known = came.get(which % came.len().max(1)).copied();
+                let leaves = match (step, known) {
+                    (0 | 1, _) | (_, None) => {
+                        let (place, leaves) = enter(&mut places);
+                        came.push(place);
+                        leaves
+                    }
+                    (2, Some(place)) => places.begin(place),
+                    (_, Some(place)) => {
+                        places.leave(place);
+                        out.insert(place);
+                        None
+                    }
+                };
+                prop_assert!(leaves.is_none_or(|place| out.insert(place)), "nobody leaves twice");
+                prop_assert!(places.silent.len() <= 3 && places.begun.len() <= 3);
+                prop_assert_eq!(places.begun.len(), places.turns.len());
+                prop_assert_eq!(places.taken() + out.len(), came.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The door on real connections, with lanes that only tell what they are given.
+
+use model::FunctionKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::lane::counts::Why;
+use crate::lane::tests::{front, request, routed};
+
+/// A running door, and what comes out of it.
+struct World {
+    door: Rc<Door>,
+    listener: Listener,
+    address: SocketAddr,
+    guaranteed: mpsc::Receiver<Traffic>,
+    best_effort: mpsc::Receiver<Traffic>,
+    management: mpsc::Receiver<Moved>,
+    tasks: JoinSet<()>,
+}
+
+impl World {
+    /// Its guaranteed functions are numbered from 1 and named by their numbers.
+    async fn new(functions: u64, stage: usize) -> Self {
+        let mut front = Arc::into_inner(front()).unwrap();
+        front.connections.stage = stage;
+        let ((to_guaranteed, guaranteed), (to_best_effort, best_effort), (to_management, management)) =
+            (mpsc::channel(4_096), mpsc::channel(4_096), mpsc::channel(4_096));
+        let exits = Exits { guaranteed: to_guaranteed, best_effort: to_best_effort, management: to_management };
+        let door = Rc::new(Door::new(exits, Arc::new(front), Classes::Ordinary));
+        for key in 1..=functions {
+            door.routed(name(key).parse().unwrap(), Some(routed(&name(key), FunctionKey(key))));
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = runtime::sys::watch(OwnedFd::from(listener)).unwrap();
+        Self { door, listener, address, guaranteed, best_effort, management, tasks: JoinSet::new() }
+    }
+
+    /// A client that sends this, once the door has looked at it.
+    async fn client(&mut self, bytes: &str) -> TcpStream {
+        let mut client = TcpStream::connect(self.address).await.unwrap();
+        client.write_all(bytes.as_bytes()).await.unwrap();
+        let first = accept(Some(&self.listener)).await.unwrap();
+        take_in(&self.door, &mut self.tasks, first);
+        client
+    }
+
+    fn counted(&self, what: What) -> u64 {
+        self.door.counts.borrow().of(what)
+    }
+}
+
+fn name(key: u64) -> String {
+    format!("function-{key}")
+}
+
+fn unread(traffic: Option<Traffic>) -> String {
+    let Some(Traffic::New(moved)) = traffic else { panic!("no connection came") };
+    String::from_utf8(moved.unread.to_vec()).unwrap()
+}
+
+fn local<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, work)
+}
+
+#[test]
+fn a_first_request_goes_whole_to_where_it_belongs() {
+    local(async {
+        let mut world = World::new(1, 8).await;
+        let whole = request(&name(1), "", "{\"a\":1}");
+        let (begin, end) = whole.split_at(whole.len() - 3);
+        let mut client = world.client(begin).await;
+        let other = world.client(&request("other", "", "{}")).await;
+        assert_eq!(unread(world.best_effort.recv().await), request("other", "", "{}"));
+        assert!(world.guaranteed.try_recv().is_err(), "its body is not there yet");
+        client.write_all(end.as_bytes()).await.unwrap();
+        assert_eq!(unread(world.guaranteed.recv().await), whole);
+        let page = world.client("GET /v1/node HTTP/1.1\r\nHost: localhost:9000\r\n\r\n").await;
+        assert!(world.management.recv().await.is_some());
+        let what = [What::Moved(Why::BestEffortFunction), What::Moved(Why::Guaranteed), What::ToManagement];
+        assert_eq!(what.map(|what| world.counted(what)), [1, 1, 1]);
+        assert_eq!(world.door.usage().waiting, 0);
+        drop((client, other, page));
+    });
+}
+
+#[test]
+fn a_stranger_takes_nothing_of_a_functions_hand_overs() {
+    local(async {
+        let mut world = World::new(1, 8).await;
+        let whole = request(&name(1), "", "{}");
+        let stranger = whole.replace("Bearer token", "Bearer guess");
+        assert_ne!(whole, stranger);
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            clients.push(world.client(&stranger).await);
+            unread(world.best_effort.recv().await);
+        }
+        for _ in 0..HAND_OVERS_AT_ONCE {
+            clients.push(world.client(&whole).await);
+            unread(world.guaranteed.recv().await);
+        }
+        assert_eq!(world.counted(What::Moved(Why::NotLetIn)), 20);
+    });
+}
+
+#[test]
+fn a_flood_of_one_function_leaves_another_its_hand_overs_and_goes_on_as_it_can() {
+    local(async {
+        let mut world = World::new(2, 8).await;
+        let mut clients = Vec::new();
+        for _ in 0..LINE_MAX + 20 {
+            clients.push(world.client(&request(&name(1), "", "{}")).await);
+        }
+        clients.push(world.client(&request(&name(2), "", "{}")).await);
+        let came = async {
+            let mut before = 0;
+            while unread(world.guaranteed.recv().await) != request(&name(2), "", "{}") {
+                before += 1;
+            }
+            before
+        };
+        let before = came.await;
+        assert!(before <= 12, "{before} connections of the flood went before the other function's");
+        let moved = async { unread(world.best_effort.recv().await) };
+        assert_eq!(moved.await, request(&name(1), "", "{}"), "what finds the line full goes on as it can");
+    });
+}
+
+#[test]
+fn those_that_send_nothing_or_never_end_give_way_to_whoever_sends() {
+    local(async {
+        let mut world = World::new(1, 4).await;
+        let whole = request(&name(1), "", "{}");
+        let mut clients = Vec::new();
+        for half in ["", "", "", &whole[..20]].iter().cycle().take(100) {
+            clients.push(world.client(half).await);
+            tokio::task::yield_now().await;
+        }
+        clients.push(world.client(&whole).await);
+        assert_eq!(unread(world.guaranteed.recv().await), whole);
+        assert!(world.door.usage().waiting <= 8);
+        assert!((71..=72).contains(&world.counted(What::EvictedSilent)), "{}", world.counted(What::EvictedSilent));
+        assert!(0 < world.counted(What::EvictedBegun));
+        // Whoever had to leave sees its connection end.
+        assert_eq!(clients[0].read(&mut [0; 1]).await.unwrap_or(0), 0);
+    });
+}
+
+#[test]
+fn nonsense_is_answered_at_the_door() {
+    local(async {
+        let mut world = World::new(1, 4).await;
+        let mut client = world.client("GET nonsense HTTP/1.1\r\n\r\n").await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        assert_eq!(world.counted(What::CutShort), 1);
+    });
+}
