@@ -105,6 +105,10 @@ pub enum Event {
     Abandoned {
         id: InvocationId,
     },
+    /// The start of an instance that was ordered has its turn. Told in the guaranteed lane only.
+    Begun {
+        instance: InstanceId,
+    },
     /// The instance asks for its first or next invocation.
     Ready {
         instance: InstanceId,

@@ -61,7 +61,8 @@ pub(crate) fn count(counters: &mut Counters, bounds: Bounds, record: &Invocation
     counters.conforming += u64::from(record.slot.is_some());
     // A slot that opened after the arrival was waited for: the arrival itself was beyond the envelope.
     counters.excess += u64::from(record.conforming.is_none_or(|conforming| record.arrived < conforming));
-    counters.expired += u64::from(record.end == End::Expired && record.held.is_none());
+    // Queued work that was dropped, and leases that no input came for.
+    counters.expired += u64::from(record.end == End::Expired);
     counters.refused += u64::from(record.end == End::Refused);
     counters.start_violations += u64::from(bounds.late_start(record));
     counters.deadline_misses += u64::from(missed_deadline(record));

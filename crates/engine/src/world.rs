@@ -363,7 +363,7 @@ impl World {
                     | Event::Measured { id, .. }
                     | Event::Overran { id, .. } => !self.open.contains_key(id),
                     Event::Ready { instance } => !self.instances.get(instance).is_some_and(|sim| sim.state != SimState::Killed),
-                    Event::Gone { instance } => !self.instances.contains_key(instance),
+                    Event::Begun { instance } | Event::Gone { instance } => !self.instances.contains_key(instance),
                     Event::Install(_)
                     | Event::Revise { .. }
                     | Event::ReviseAll(_)
@@ -491,6 +491,7 @@ impl World {
             let there = self.instances.values().filter(|sim| (sim.function, sim.version, sim.core) == (function, version, core));
             assert!(there.count() <= usize::try_from(shard.instances).unwrap(), "{function} has more than K instances");
         }
+        self.plan(Duration::ZERO, Happening::Event(Event::Begun { instance }));
         let delay = if self.slowest { COLD } else { self.up_to(COLD) };
         let fails = self.chance(self.faults.failed_start);
         let event = if fails { Event::Gone { instance } } else { Event::Ready { instance } };

@@ -176,6 +176,7 @@ pub struct Counters {
     pub conforming: u64,
     /// Arrivals beyond the envelope, whatever became of them.
     pub excess: u64,
+    /// Queued work that was dropped, and leases that no input came for.
     pub expired: u64,
     pub refused: u64,
     pub start_violations: u64,

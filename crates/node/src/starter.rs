@@ -101,6 +101,8 @@ pub(crate) async fn run(
                     if start.is_wanted() {
                         // The turn has come just now.
                         let _ = starts.spend(clock::now());
+                        // A lane that is gone needs no news.
+                        let _ = ends.news.send(News::Begun { instance: start.instance }).await;
                         work.spawn(maker.make(start, &ends));
                     } else {
                         // A lane that is gone needs no news.

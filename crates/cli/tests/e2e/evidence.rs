@@ -107,7 +107,7 @@ fn mixed_load(node: &Node) {
     }
     wait_until("the unused lease to expire and be accounted as waste", || {
         let counters = node.get("/v1/functions/held/guarantee")["counters"].clone();
-        counters["arrivals"] == 2 && counters["held"] != "0ns"
+        counters["arrivals"] == 2 && counters["held"] != "0ns" && counters["expired"] == 1
     });
 }
 

@@ -139,7 +139,8 @@ pub(super) struct Instance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Starting {
-        since: Time,
+        /// When its start has failed by taking too long.
+        overdue: Time,
     },
     Idle,
     Held {

@@ -281,7 +281,7 @@ impl Engine {
 
     /// Starts what the warm reserves and the waiting ones of a function need, within K and the pauses after failures.
     pub(super) fn replenish(&mut self, key: FunctionKey, actions: &mut Vec<Action>) {
-        let (now, limit) = (self.now, self.options.start_limit);
+        let (now, overdue) = (self.now, self.now + self.options.turn_limit);
         let Some(function) = self.functions.get_mut(&key) else { return };
         let codes = [function.incoming.as_mut().map(|incoming| &mut incoming.code), function.serving.as_mut()];
         for code in codes.into_iter().flatten() {
@@ -297,21 +297,30 @@ impl Engine {
                     bay.total += 1;
                     bay.starting += 1;
                     let core = bay.shard.core;
-                    let state = State::Starting { since: now };
+                    let state = State::Starting { overdue };
                     self.instances.insert(id, Instance { function: key, code: code.id, bay: index, core, placed: on, state });
-                    self.timers.insert((now + limit, Timer::Starting(id)));
+                    self.timers.insert((overdue, Timer::Starting(id)));
                     actions.push(Action::Start { instance: id, function: key, version: code.version, on });
                 }
             }
         }
     }
 
+    /// The start of an instance has its turn: how long it takes counts from here.
+    pub(super) fn begun(&mut self, id: InstanceId) {
+        let later = self.now + self.options.start_limit;
+        let Some(Instance { state: State::Starting { overdue }, .. }) = self.instances.get_mut(&id) else { return };
+        self.timers.remove(&(*overdue, Timer::Starting(id)));
+        *overdue = later;
+        self.timers.insert((later, Timer::Starting(id)));
+    }
+
     /// The instance asks for an invocation.
     pub(super) fn ready(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
         let Some(instance) = self.instances.get(&id) else { return };
         match instance.state {
-            State::Starting { since } => {
-                self.timers.remove(&(since + self.options.start_limit, Timer::Starting(id)));
+            State::Starting { overdue } => {
+                self.timers.remove(&(overdue, Timer::Starting(id)));
                 if let Some(bay) = self.bay_of(id) {
                     bay.starting -= 1;
                 }
@@ -372,8 +381,8 @@ impl Engine {
         let key = instance.function;
         let state = std::mem::replace(&mut instance.state, State::Dying);
         match state {
-            State::Starting { since } => {
-                self.timers.remove(&(since + self.options.start_limit, Timer::Starting(id)));
+            State::Starting { overdue } => {
+                self.timers.remove(&(overdue, Timer::Starting(id)));
                 if let Some(bay) = self.bay_of(id) {
                     bay.starting -= 1;
                 }
@@ -460,8 +469,8 @@ impl Engine {
         let state = std::mem::replace(&mut instance.state, State::Dying);
         match state {
             State::Dying => return,
-            State::Starting { since } => {
-                self.timers.remove(&(since + self.options.start_limit, Timer::Starting(id)));
+            State::Starting { overdue } => {
+                self.timers.remove(&(overdue, Timer::Starting(id)));
                 if let Some(bay) = self.bay_of(id) {
                     bay.starting -= 1;
                 }

@@ -35,8 +35,10 @@ use crate::shadow::Runs;
 pub struct Options {
     /// Starts of a new version that may fail one after the other before it is given up.
     pub start_failures: u32,
-    /// An instance that is not ready after this time is killed; its start has failed.
+    /// An instance that is not ready this long after its start had its turn is killed; its start has failed.
     pub start_limit: Duration,
+    /// How long the order to start one may wait for its turn: longer than as many starts as can be ordered take.
+    pub turn_limit: Duration,
     /// The pause before the third start in a row of which two have failed; it doubles from there.
     pub restart_first: Duration,
     /// The longest pause between starts.
@@ -58,6 +60,7 @@ impl Default for Options {
         Self {
             start_failures: 3,
             start_limit: Duration::from_secs(30),
+            turn_limit: Duration::from_secs(300),
             restart_first: Duration::from_millis(10),
             restart_last: Duration::from_secs(5),
             evidence_wait: Duration::from_millis(20),
@@ -247,6 +250,7 @@ impl Engine {
         match event {
             Event::Install(deployment) => self.install(*deployment, actions),
             Event::Revise { function, reservation } => self.revise(function, &reservation, actions),
+            Event::Begun { instance } => self.begun(instance),
             Event::ReviseAll(all) => {
                 for (function, reservation) in all {
                     self.revise(function, &reservation, actions);

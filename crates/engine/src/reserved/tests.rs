@@ -230,6 +230,25 @@ fn a_lease_holds_an_instance_and_its_input_starts_at_once() {
     assert_eq!((records[0].delivered, records[0].slot), (Some(records[0].arrived), Some(0)));
     assert_eq!((records[1].held, records[1].slot, records[1].delivered), (Some(50 * MS), Some(1), None));
     assert_eq!(world.engine.counters()[0].held, 80 * MS);
+    assert_eq!(world.engine.counters()[0].expired, 1, "no input came for one of them");
+}
+
+#[test]
+fn a_start_may_take_its_time_from_its_turn_on_not_from_its_order() {
+    let subject = subject(1, per_second(10), 1, 5 * MS);
+    let (mut engine, mut actions) = (Engine::new(Options::default()), Vec::new());
+    engine.handle(Time::ZERO, Event::Install(Box::new(subject.deployment)), &mut actions);
+    let Some(Action::Start { instance, .. }) = actions.first() else { panic!("{actions:?}") };
+    let instance = *instance;
+    let killed = |engine: &mut Engine, at: u64| {
+        let mut actions = Vec::new();
+        engine.wake(Time::from_secs(at), &mut actions);
+        actions.contains(&Action::Kill { instance })
+    };
+    assert!(!killed(&mut engine, 100), "its turn has not come");
+    engine.handle(Time::from_secs(100), Event::Begun { instance }, &mut actions);
+    assert!(!killed(&mut engine, 129));
+    assert!(killed(&mut engine, 131));
 }
 
 #[test]

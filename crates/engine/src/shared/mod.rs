@@ -256,6 +256,7 @@ impl Engine {
             // They concern promises.
             Event::Revise { .. }
             | Event::ReviseAll(_)
+            | Event::Begun { .. }
             | Event::Delivered { .. }
             | Event::Transferred { .. }
             | Event::Started { .. }

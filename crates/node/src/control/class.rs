@@ -6,7 +6,7 @@ use journal::record::EndedBecause;
 use model::{FunctionName, RateClass};
 use plan::admission::{Book, Grant};
 
-use super::{Error, Gate, Service, Which, reservation, with_larger_reserve};
+use super::{Error, Gate, Service, reservation, with_larger_reserve};
 use crate::registry::{Admitted, Change as Entry, Function};
 
 /// A change of a class that admission said yes to.
@@ -60,8 +60,8 @@ impl Service {
 
     /// Has everybody ready for both rates, hands over the evidence and writes the change down.
     async fn prepare_class(&mut self, draft: &Draft) -> Result<(), Error> {
-        self.revise(&self.book, &draft.between, None, Which::All).await?;
-        self.until_warm(with_larger_reserve(&self.book, &draft.between, None, Which::All)).await?;
+        self.revise(&self.book, &draft.between, None).await?;
+        self.until_warm(with_larger_reserve(&self.book, &draft.between, None)).await?;
         for (grant, admitted) in self.given(draft) {
             self.record_given(grant, admitted.generation);
         }
@@ -89,7 +89,7 @@ impl Service {
             }
         }
         self.options.starts.set(&self.book);
-        let _closing = self.revise(&draft.between, &self.book, None, Which::All).await;
+        let _closing = self.revise(&draft.between, &self.book, None).await;
     }
 
     /// The change is written down: all members go over to it at one instant. From here on only a closing node can refuse.
@@ -109,7 +109,7 @@ impl Service {
         }
         self.book = draft.next;
         self.options.starts.set(&self.book);
-        let _closing = self.revise(&draft.between, &self.book, None, Which::All).await;
+        let _closing = self.revise(&draft.between, &self.book, None).await;
         self.publish();
     }
 }

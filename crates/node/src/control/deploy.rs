@@ -13,9 +13,7 @@ use plan::admission::{Book, Demand, Grant};
 use tokio::sync::oneshot;
 
 use super::view::demand;
-use super::{
-    Answer, Change, Deploy, Error, Gate, Running, Service, Which, deployment, reservation, until_closing, with_larger_reserve,
-};
+use super::{Answer, Change, Deploy, Error, Gate, Running, Service, deployment, reservation, until_closing, with_larger_reserve};
 use crate::code::Code;
 use crate::lanes::{Closed, Image, Installed, Lane};
 use crate::registry::{Admitted, Change as Entry, Deployed, Function, LastUpdate, Measured, State};
@@ -232,13 +230,14 @@ impl Service {
 
     /// Makes room, hands over the evidence, installs, and writes the new version down as the function.
     async fn bring_up(&mut self, name: &FunctionName, draft: &Draft, place: &mut Place, next: &mut Running) -> Result<(), Error> {
-        self.options.starts.set(&place.next);
+        // Beside a version that serves on its old terms nobody falls below it, nor has less than with it: its neighbours are
+        // told what holds beside either version.
+        let beside_old = self.book.grant(name).is_some();
+        let between = if beside_old { self.book.on_the_way_to(&place.next) } else { Book::clone(&place.next) };
+        self.options.starts.set(&between);
         if place.grant.is_some() {
-            // Beside a version that serves on its old terms only those that rise are told: nobody falls below it.
-            let beside_old = self.book.grant(name).is_some();
-            let which = if beside_old { Which::Rising } else { Which::All };
-            self.revise(&self.book, &place.next, Some(name), which).await?;
-            self.until_warm(with_larger_reserve(&self.book, &place.next, Some(name), which)).await?;
+            self.revise(&self.book, &between, Some(name)).await?;
+            self.until_warm(with_larger_reserve(&self.book, &between, Some(name))).await?;
         }
         if let Some((grant, generation)) = self.new_guarantee(name, place) {
             self.record_given(grant, generation);
@@ -366,9 +365,7 @@ impl Service {
             self.record_ended(name, generation, reason);
         }
         if !all_told {
-            let _closing = self.revise(&told, &self.book, Some(name), Which::All).await;
-            // It is admitted and serves: a reserve that does not fill is a failure of that neighbour's own instances.
-            let _slow = self.until_warm(with_larger_reserve(&told, &self.book, Some(name), Which::All)).await;
+            let _closing = self.revise(&told, &self.book, Some(name)).await;
         }
         if let Some(old) = &draft.old {
             self.retire(&old.current);
@@ -396,7 +393,7 @@ impl Service {
             }
             Some(old) => version = self.reinstall(name, old, draft.new.version).await.or(version),
         }
-        let _closing = self.revise(&place.next, &self.book, Some(name), Which::All).await;
+        let _closing = self.revise(&place.next, &self.book, Some(name)).await;
         self.options.starts.set(&self.book);
         if let Some((_, generation)) = self.new_guarantee(name, place) {
             self.record_ended(name, generation, EndedBecause::Withdrawn);

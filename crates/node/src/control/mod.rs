@@ -489,8 +489,8 @@ impl Service {
     }
 
     /// Tells the guaranteed lane the numbers that differ between two books, but for `except`.
-    async fn revise(&self, told: &Book, next: &Book, except: Option<&FunctionName>, which: Which) -> Result<(), Error> {
-        for grant in changed(told, next, except, which) {
+    async fn revise(&self, told: &Book, next: &Book, except: Option<&FunctionName>) -> Result<(), Error> {
+        for grant in changed(told, next, except) {
             let name = &grant.demand.function;
             let (Some(running), Some(generation)) = (self.running.get(name), self.generation(name)) else {
                 continue;
@@ -566,17 +566,9 @@ async fn until_closing(closing: &mut watch::Receiver<bool>) {
     let _stop = closing.wait_for(|closing| *closing).await;
 }
 
-/// Which of the changed numbers are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Which {
-    All,
-    /// Those whose priority rises or stays.
-    Rising,
-}
-
 /// The grants of `next` that differ from `told`, in an order in which no two priorities swap on the way: falling ones from
 /// the least urgent, then rising ones from the most urgent.
-fn changed<'a>(told: &Book, next: &'a Book, except: Option<&FunctionName>, which: Which) -> Vec<&'a Grant> {
+fn changed<'a>(told: &Book, next: &'a Book, except: Option<&FunctionName>) -> Vec<&'a Grant> {
     let top = |grant: &Grant| grant.shards.iter().map(|shard| shard.priority).max().unwrap_or(0);
     let (mut falling, mut rising) = (Vec::new(), Vec::new());
     for grant in next.grants().iter().filter(|grant| except != Some(&grant.demand.function)) {
@@ -588,16 +580,13 @@ fn changed<'a>(told: &Book, next: &'a Book, except: Option<&FunctionName>, which
     }
     falling.sort_by_key(|grant| top(grant));
     rising.sort_by_key(|grant| std::cmp::Reverse(top(grant)));
-    match which {
-        Which::All => falling.into_iter().chain(rising).collect(),
-        Which::Rising => rising,
-    }
+    falling.into_iter().chain(rising).collect()
 }
 
 /// Of the changed ones those whose warm reserve is larger in `next`.
-fn with_larger_reserve(told: &Book, next: &Book, except: Option<&FunctionName>, which: Which) -> Vec<FunctionName> {
+fn with_larger_reserve(told: &Book, next: &Book, except: Option<&FunctionName>) -> Vec<FunctionName> {
     let larger = |grant: &&Grant| told.grant(&grant.demand.function).is_some_and(|old| old.warm() < grant.warm());
-    changed(told, next, except, which).into_iter().filter(larger).map(|grant| grant.demand.function.clone()).collect()
+    changed(told, next, except).into_iter().filter(larger).map(|grant| grant.demand.function.clone()).collect()
 }
 
 fn reservation(grant: &Grant, generation: u64) -> Reservation {

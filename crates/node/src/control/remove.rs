@@ -8,7 +8,7 @@ use model::{FunctionName, RateClassName};
 use plan::admission::{Book, Demand, Grant, NodeCapacity};
 
 use super::deploy::START_MARGIN;
-use super::{Error, Service, Which};
+use super::{Error, Service};
 use crate::lanes::{Lane, Route, Standing};
 use crate::registry::{Change as Entry, Function, Measured, State};
 
@@ -31,7 +31,7 @@ impl Service {
         }
         let next = Arc::new(self.book.remove(name));
         let told = std::mem::replace(&mut self.book, next);
-        let _closing = self.revise(&told, &self.book, Some(name), Which::All).await;
+        let _closing = self.revise(&told, &self.book, Some(name)).await;
         self.options.starts.set(&self.book);
         self.retire(&function.current);
         self.publish();
@@ -89,7 +89,7 @@ impl Service {
         for (name, _) in &suspended {
             self.suspend(name).await;
         }
-        self.revise(&told, &self.book, None, Which::All).await?;
+        self.revise(&told, &self.book, None).await?;
         self.publish();
         Ok(suspended.into_iter().map(|(name, _)| name).collect())
     }
@@ -115,7 +115,7 @@ impl Service {
         self.options.starts.set(&self.book);
         // What was measured is nobody's change: a client that saw the function's revision still knows it.
         self.note(vec![Entry::Put(Box::new(Function { measured, ..Function::clone(&function) }))]).await;
-        self.revise(&told, &self.book, None, Which::All).await?;
+        self.revise(&told, &self.book, None).await?;
         self.publish();
         Ok(())
     }

@@ -69,6 +69,8 @@ pub(crate) struct FakeLanes {
 struct LanesInner {
     serving: BTreeMap<(FunctionKey, bool), Deployment>,
     routes: BTreeMap<FunctionName, (Standing, Version)>,
+    /// K, W and the priority that each function was told, with the names of those that were installed in between.
+    told: Vec<String>,
     calls: Vec<String>,
     slowest_start: Duration,
     /// What a crash at the moment of each call leaves.
@@ -125,6 +127,7 @@ impl Lanes for FakeLanes {
     fn install(&self, lane: Lane, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>> {
         let mut inner = self.call(format!("install {} {} {lane:?}", deployment.name, deployment.version));
         assert!(image.code.is_dir(), "the code of {} is there", deployment.name);
+        inner.told.push(deployment.name.to_string());
         match image.spec.handler.as_str() {
             "main.broken" => now(Ok(Installed::CannotServe { log: "ImportError: no module named nothing".to_owned() })),
             "main.slow" => Box::pin(std::future::pending()),
@@ -138,7 +141,10 @@ impl Lanes for FakeLanes {
     fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>> {
         let mut inner = self.call(format!("revise {function}"));
         let known = inner.serving.get_mut(&(function, true)).expect("only what serves is revised");
+        let name = known.name.clone();
+        let shard = reservation.shards[0];
         known.reservation = Some(reservation);
+        inner.told.push(format!("{name} {} {} {}", shard.instances, shard.warm, shard.priority));
         now(Ok(()))
     }
 
@@ -529,6 +535,30 @@ async fn neighbours_are_told_their_new_numbers() {
     world.check();
     let error = world.put(spec("busy9", TERMS, "broken"), b"one").await.unwrap_err();
     assert!(matches!(error, Error::CannotServe { .. }), "{error}");
+    world.check();
+}
+
+#[tokio::test]
+async fn an_update_waits_until_its_neighbours_are_ready_for_it() {
+    let world = World::start(
+        Memory::new(),
+        Arc::new(tempfile::tempdir().unwrap()),
+        Options { capacity: NodeCapacity { cores: 1, ..capacity() }, ..options() },
+    )
+    .await;
+    let neighbour = "rate = \"200/s\"\nmax_run_time = \"1ms\"\nstart_within = \"100ms\"";
+    let heavy = |start_within: &str| format!("rate = \"5/s\"\nmax_run_time = \"40ms\"\nstart_within = \"{start_within}\"");
+    world.put(spec("n", neighbour, "h"), b"one").await.unwrap();
+    world.put(spec("f", &heavy("300ms"), "h"), b"one").await.unwrap();
+    let told = |world: &World| std::mem::take(&mut world.lanes.inner.lock().unwrap().told);
+    let shard = |world: &World| world.control.view().grant(&"n".parse().unwrap()).unwrap().shards[0];
+    let (before, _) = (shard(&world), told(&world));
+    // Now `f` comes first, and `n` waits for it.
+    world.put(spec("f", &heavy("50ms"), "h"), b"one").await.unwrap();
+    let after = shard(&world);
+    assert!(before.warm < after.warm && after.priority < before.priority, "{before:?} {after:?}");
+    let line = |priority| format!("n {} {} {priority}", after.instances, after.warm);
+    assert_eq!(told(&world), [line(before.priority), "f".to_owned(), line(after.priority)]);
     world.check();
 }
 

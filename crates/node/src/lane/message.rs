@@ -89,6 +89,10 @@ pub(crate) enum News {
         /// When its start had its turn.
         began: Time,
     },
+    /// Its start has its turn.
+    Begun {
+        instance: InstanceId,
+    },
     /// It was given up before its start had its turn.
     NotStarted {
         instance: InstanceId,

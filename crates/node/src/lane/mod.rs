@@ -270,6 +270,7 @@ fn news_of<M: Machine>(lane: &Rc<Lane<M>>, news: News) {
                 lane.spawn(async move { api::serve(serving, instance, (running, listener, exit)).await });
             }
         }
+        News::Begun { instance } => lane.with(|core| core.event(engine::port::Event::Begun { instance })),
         News::NotStarted { instance } => lane.with(|core| core.gone(instance)),
         News::StartFailed { instance, failure } => lane.with(|core| core.start_failed(instance, &failure)),
         News::Placed { instance, on, threads } => lane.with(|core| core.placed(instance, on, threads)),

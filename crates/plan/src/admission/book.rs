@@ -105,8 +105,9 @@ impl Book {
         })
     }
 
-    /// What holds on the way from this book to one with other terms for the same functions on the same cores: the terms of
-    /// this one, and of every other number the larger. Nothing can be admitted into it.
+    /// What functions are told on the way from this book to one in which some have other terms: the terms of this one, and of
+    /// every other number the larger, so that they are ready for both. Those that change cores go another way. Nothing can be
+    /// admitted into it.
     #[must_use]
     pub fn on_the_way_to(&self, next: &Self) -> Self {
         let mut between = self.clone();
@@ -117,6 +118,7 @@ impl Book {
             for (shard, other) in grant.shards.iter_mut().zip(&other.shards) {
                 shard.instances = shard.instances.max(other.instances);
                 shard.warm = shard.warm.max(other.warm);
+                shard.priority = shard.priority.max(other.priority);
             }
         }
         for (busiest, other) in between.evaluation.busiest.iter_mut().zip(&next.evaluation.busiest) {
