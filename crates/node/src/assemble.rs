@@ -199,8 +199,13 @@ impl Node {
                 self.degrade()?;
             }
         }
-        if self.classes == Classes::Ordinary && wide.no_cpu_groups.is_none() {
-            self.capacity.quota_tick = Some(capacity::QUOTA_TICK);
+        if self.classes == Classes::Ordinary {
+            self.capacity.quota_tick = wide.no_cpu_groups.is_none().then_some(capacity::QUOTA_TICK);
+            // Among sessions and groups that weigh alike the node would be one of many.
+            protections.weight(match &wide.daemon_group {
+                Some(group) => group.enter().map_err(|error| error_line(&error)),
+                None => Err("no control group of CPU can be given to it alone".to_owned()),
+            });
         }
         launchers.into_iter().for_each(|standing| protections.launcher(standing));
         Ok(())

@@ -49,6 +49,14 @@ impl Protections {
         self.note(Protection::new("real-time scheduling of instances", &grant, consequence, remedy));
     }
 
+    /// Whether a node without real-time classes got a weight among other programs, or why not.
+    pub(crate) fn weight(&mut self, entered: Result<(), String>) {
+        let grant = entered.map_or_else(no, |()| Grant::Yes);
+        let remedy = "run as root, or give its service or session a weight (CPUWeight=)";
+        let consequence = "every program of the machine weighs as much as the node, and what it promised is late beside many";
+        self.note(Protection::new("weight among other programs", &grant, consequence, remedy));
+    }
+
     /// What a launcher found when it opened.
     pub(crate) fn launcher(&mut self, standing: Standing) {
         let own = match standing.users {
@@ -104,8 +112,13 @@ mod tests {
     #[test]
     fn what_is_tried_in_vain_takes_its_place_in_the_list_and_no_reason_is_lost() {
         let of_the_machine = |grant| Protection::new("control groups: memory", &grant, "c", "r");
-        let standing =
-            Standing { users: Users::Own, no_groups: Some("busy".to_owned()), no_cpu_groups: None, no_real_time: None };
+        let standing = Standing {
+            users: Users::Own,
+            no_groups: Some("busy".to_owned()),
+            no_cpu_groups: None,
+            daemon_group: None,
+            no_real_time: None,
+        };
         let reason = |grant| {
             let mut protections = Protections::new(vec![of_the_machine(grant), Protection::new("b", &Grant::Yes, "", "")]);
             protections.launcher(standing.clone());

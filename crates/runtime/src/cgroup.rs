@@ -27,6 +27,9 @@ const BEST_EFFORT_WEIGHT: u32 = 20;
 /// Shares and weight of all guaranteed instances of ordinary class together.
 const GUARANTEED_SHARES: u32 = 4096;
 const GUARANTEED_WEIGHT: u32 = 400;
+/// Shares and weight of a daemon whose guarantees rest on weights.
+const DAEMON_SHARES: u32 = 8192;
+const DAEMON_WEIGHT: u32 = 800;
 /// Rounds of killing before a group counts as unkillable.
 const KILL_ROUNDS_MAX: u32 = 50;
 
@@ -120,6 +123,25 @@ struct Hierarchy {
 #[derive(Debug)]
 pub struct Groups {
     hierarchies: Vec<Hierarchy>,
+}
+
+/// How the daemon gets a weight among other programs, where its guarantees rest on weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DaemonGroup {
+    /// v1: it joins this group, which has the weight, in the hierarchy of CPU alone.
+    Join { group: PathBuf },
+    /// v2: it is in this group, which gets the weight.
+    Weigh { group: PathBuf },
+}
+
+impl DaemonGroup {
+    /// Gives the calling process the weight.
+    pub fn enter(&self) -> Result<(), Error> {
+        match self {
+            Self::Join { group } => write(&group.join("cgroup.procs"), &std::process::id().to_string()),
+            Self::Weigh { group } => write(&group.join("cpu.weight"), &DAEMON_WEIGHT.to_string()),
+        }
+    }
 }
 
 /// One group: a directory in each hierarchy.
@@ -293,13 +315,43 @@ impl Groups {
 }
 
 impl Groups {
-    /// Kills what is left in the groups and removes all directories of this launcher.
+    /// Makes what [`DaemonGroup::enter`] needs; `None` where no weight can be given to the daemon alone.
+    pub fn for_the_daemon(&self) -> Result<Option<DaemonGroup>, Error> {
+        let Some(hierarchy) = self.hierarchies.iter().find(|hierarchy| hierarchy.controllers.contains(&Controller::Cpu)) else {
+            return Ok(None);
+        };
+        match hierarchy.format {
+            Format::V1 => {
+                let group = hierarchy.daemon();
+                create(&group)?;
+                write(&group.join("cpu.shares"), &DAEMON_SHARES.to_string())?;
+                Ok(Some(DaemonGroup::Join { group }))
+            }
+            Format::V2 => {
+                let group = hierarchy.base.with_file_name(DAEMON_LEAF);
+                Ok(group.join("cpu.weight").exists().then_some(DaemonGroup::Weigh { group }))
+            }
+        }
+    }
+
+    /// Kills what is left in the groups and removes all directories of this launcher. A daemon that lives on is back where it
+    /// came from.
     pub fn close(&self) -> Result<(), Error> {
+        for hierarchy in self.hierarchies.iter().filter(|hierarchy| hierarchy.format == Format::V1) {
+            dissolve(&hierarchy.daemon())?;
+        }
         self.hierarchies.iter().try_for_each(|hierarchy| remove_tree(&hierarchy.base))
     }
 }
 
 impl Hierarchy {
+    /// The daemon's group beside ours: nobody in it is to be killed.
+    fn daemon(&self) -> PathBuf {
+        let mut name = self.base.file_name().unwrap_or_default().to_owned();
+        name.push("-daemon");
+        self.base.with_file_name(name)
+    }
+
     fn prepare(&self) -> Result<(), Error> {
         create(&self.base)?;
         if self.format == Format::V2 {
@@ -485,6 +537,24 @@ fn remove_tree(path: &Path) -> Result<(), Error> {
     Err(Error::Unkillable { path: path.to_owned(), rounds: KILL_ROUNDS_MAX })
 }
 
+/// Moves what is in a group to the one above and removes it. Nothing there is no error.
+fn dissolve(group: &Path) -> Result<(), Error> {
+    if !group.exists() {
+        return Ok(());
+    }
+    let above = group.with_file_name("cgroup.procs");
+    for round in 0..KILL_ROUNDS_MAX {
+        for process in processes(group)? {
+            write(&above, &process.as_raw_nonzero().to_string()).ok(); // it may have ended
+        }
+        match remove(group) {
+            Err(Error::Remove { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => pause(round),
+            removed => return removed,
+        }
+    }
+    Err(Error::Unkillable { path: group.to_owned(), rounds: KILL_ROUNDS_MAX })
+}
+
 /// Waits a little, longer each round up to 10 ms.
 fn pause(round: u32) {
     crate::sys::clock::sleep_until(crate::sys::clock::now() + Duration::from_millis(1) * round.min(10));
@@ -595,6 +665,12 @@ mod tests {
         assert_eq!(text(&service.join("cgroup.subtree_control")), "+memory +pids +cpu");
         assert_eq!(text(&service.join("takt-1/best-effort/cpu.weight")), "20");
 
+        assert_eq!(groups.for_the_daemon().unwrap(), None, "the leaf has no weight");
+        let leaf = service.join("takt-daemon");
+        fs::write(leaf.join("cpu.weight"), "100").unwrap();
+        groups.for_the_daemon().unwrap().unwrap().enter().unwrap();
+        assert_eq!(text(&leaf.join("cpu.weight")), "800");
+
         let quota = Quota { runtime: Duration::from_millis(2), period: Duration::from_millis(10) };
         let limits = Limits { cpu: Cpu::BestEffort { quota: Some(quota) }, ..LIMITS };
         let group = groups.create("i-7", &limits).unwrap();
@@ -657,6 +733,11 @@ mod tests {
         assert_eq!(text(&weighted.join("cpu.shares")), "4096");
         assert_eq!(text(&weighted.join("i-3/cpu.cfs_period_us")), "10000");
         assert_eq!(text(&weighted.join("i-3/cpu.cfs_quota_us")), "2000");
+        let daemon = groups.for_the_daemon().unwrap().unwrap();
+        let group = root.path().join("cpu,cpuacct/takt-1-daemon");
+        assert_eq!((&daemon, text(&group.join("cpu.shares"))), (&DaemonGroup::Join { group: group.clone() }, "8192".to_owned()));
+        daemon.enter().unwrap();
+        assert_eq!(text(&group.join("cgroup.procs")), std::process::id().to_string());
         groups.create("i-2", &LIMITS).unwrap();
         assert_eq!(text(&root.path().join("cpu,cpuacct/takt-1/best-effort/cpu.shares")), "204");
         assert!(root.path().join("cpu,cpuacct/takt-1/best-effort/i-2").is_dir());
@@ -677,6 +758,14 @@ mod tests {
             Ok(groups) => groups,
             Err(error) => return println!("skipped: {error}"),
         };
+        if let Some(daemon @ DaemonGroup::Join { .. }) = groups.for_the_daemon().unwrap() {
+            if let Err(refused) = daemon.enter() {
+                println!("skipped: a weight for this process ({refused})");
+            }
+            let DaemonGroup::Join { group } = daemon else { unreachable!() };
+            dissolve(&group).unwrap();
+            assert!(!group.exists(), "this process lives on, and is back where it came from");
+        }
         let group = groups.create("i-1", &LIMITS).unwrap();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         group.add(Pid::from_child(&child)).unwrap();

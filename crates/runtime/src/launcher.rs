@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, CpuError, CpuMeter, Error, Handle, MemoryMeter, Service, SpawnError, Started, place, spawn};
 pub use server::main;
 
-pub use crate::cgroup::Quota;
+pub use crate::cgroup::{DaemonGroup, Quota};
 pub use crate::sandbox::Network;
 
 use crate::cgroup::{Cpu, Group};
@@ -174,6 +174,8 @@ pub struct Standing {
     pub no_groups: Option<String>,
     /// Why CPU cannot be weighed and bounded by control group, if it cannot.
     pub no_cpu_groups: Option<String>,
+    /// How the daemon can be given a weight among other programs; from the launcher of guaranteed instances.
+    pub daemon_group: Option<DaemonGroup>,
     /// Why guaranteed instances cannot be real-time, if they cannot: tried on a process in a group as theirs.
     pub no_real_time: Option<String>,
 }

@@ -29,6 +29,15 @@ pub(crate) fn finding<'a>(audit: &'a Value, function: &str) -> &'a Value {
     findings.iter().rfind(|finding| finding["function"] == function).unwrap_or_else(|| panic!("no {function}: {audit}"))
 }
 
+/// The records of a function are whole, and nothing it missed was the node's fault or its own.
+pub(crate) fn assert_unknown_at_most(data: &Path, function: &str) {
+    let audit = audit(data);
+    let finding = finding(&audit, function);
+    assert_eq!((&audit["report"]["contradictions_total"], &finding["missing_records"]), (&json!(0), &json!(0)), "{audit}");
+    let by_cause = finding["counters"]["by_cause"].as_array().unwrap();
+    assert!(by_cause[1..5].iter().all(|count| *count == 0), "{finding}");
+}
+
 /// No promise was missed but for proven steal. Without real-time classes other programs of the machine may keep an invocation
 /// from its core, which nobody sees: its cause is unknown then, and still neither the node's fault nor the function's.
 fn assert_nobodys_fault(finding: &Value) {

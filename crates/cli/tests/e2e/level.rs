@@ -1,13 +1,15 @@
 //! What a machine and its user give a node, and that it says what they do not: at its start, later, and in what it promises.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::evidence::records;
-use super::support::{ECHO, Node, Rights, assert_exit};
+use super::starts::Flood;
+use super::support::{ECHO, Node, Rights, assert_exit, wait_until};
 
 const GUARANTEE: &str = "[guarantee]\nrate = \"2/s\"\nmax_run_time = \"50ms\"\ncpu = 0.5\nstart_within = \"2s\"\n";
 
@@ -22,7 +24,7 @@ fn missing(node: &Node) -> BTreeMap<String, Value> {
 }
 
 /// Level and T are of one measurement, in the evidence as in what the node says.
-fn check_measured_for_its_level(node: Node, data: &std::path::Path) {
+fn check_measured_for_its_level(node: Node, data: &Path) {
     let level = node.ready["level"].clone();
     assert_eq!(node.ready["measured_level"], level, "{}", node.ready);
     node.python("promised", GUARANTEE, ECHO);
@@ -88,4 +90,50 @@ fn t_is_measured_for_the_level_that_is_given_also_where_only_instances_are_refus
     assert!(!missing.contains_key("real-time scheduling"), "its own threads may: {missing:?}");
     assert_eq!(node.ready["level"], "soft");
     check_measured_for_its_level(node, &data);
+}
+
+const STEADY: &str = "[guarantee]\nrate = \"40/s\"\nburst = 4\nmax_run_time = \"20ms\"\nstart_within = \"5s\"\noverflow = \"queue\"\n\
+                      queue_limit = 400\n";
+/// Where the node's CPU is weighed, and the group above that; `None` where this machine weighs it otherwise or not at all.
+fn weighed(node: &Node) -> Option<(PathBuf, PathBuf)> {
+    let own = std::fs::read_to_string(format!("/proc/{}/cgroup", node.pid())).unwrap();
+    let path = own.lines().find_map(|line| line.split_once(":cpu:").map(|(_, path)| path.trim_start_matches('/')))?;
+    let group = Path::new("/sys/fs/cgroup/cpu").join(path);
+    path.ends_with("-daemon").then(|| (group.join("cgroup.procs"), group.with_file_name("cgroup.procs")))
+}
+
+/// Beside busy sessions outside the node, what nine of ten calls take with its weight and without.
+#[test]
+fn a_node_without_real_time_classes_is_sooner_there_beside_a_flood_for_its_weight() {
+    if !is_root() {
+        println!("skipped: a node without real-time classes and with a weight (only root can take rights away)");
+        return;
+    }
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("node");
+    let node = Node::start_with(Rights::NoRealTime, &data);
+    let Some((weighed, above)) = weighed(&node) else {
+        println!("skipped: a node with a weight (no v1 hierarchy of cpu here)");
+        return;
+    };
+    node.python("steady", STEADY, ECHO);
+    let flood = Flood::new(16);
+    let mut p90_us = [0; 2];
+    for _ in 0..3 {
+        for (group, p90_us) in [&weighed, &above].into_iter().zip(&mut p90_us) {
+            std::fs::write(group, node.pid().to_string()).unwrap();
+            // The client is of real-time class: what is late is the node.
+            let words = ["--rate", "40/s", "--for", "2s", "--connections", "8", "--realtime"];
+            let report = node.load("steady", &words).report();
+            assert_eq!(report["succeeded"], 80, "late or not, none fails: {report}");
+            *p90_us += report["latency_us"]["p90"].as_u64().unwrap();
+        }
+    }
+    drop(flood);
+    std::fs::write(&weighed, node.pid().to_string()).unwrap();
+    node.stop();
+    let [with, without] = p90_us.map(|sum| sum / 3);
+    println!("nine of ten calls within {with} us with the weight, {without} us without");
+    assert!(with < without, "nine of ten calls within {with} us with the weight, {without} us without");
+    super::evidence::assert_unknown_at_most(&data, "steady");
 }

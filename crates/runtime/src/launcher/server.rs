@@ -54,6 +54,11 @@ fn serve() -> io::Result<()> {
                 // Where the lowest priority was granted a moment ago this one is; else starts are slower beside others.
                 sched::set_current(Class::Fifo { priority }).ok();
             }
+            if let Ok((_, standing)) = &opened
+                && (priority.is_none() || standing.no_real_time.is_some())
+            {
+                weigh_without_real_time(serves);
+            }
             opened
         }
         Request::Start { .. } => return Err(io::Error::new(io::ErrorKind::InvalidData, "a start before the opening")),
@@ -149,11 +154,16 @@ impl Launcher {
             Some(_) => Some("no writable control-group hierarchy has the controller cpu".to_owned()),
             None => no_groups.clone(),
         };
+        let daemon_group = match (serves, &groups) {
+            // Where it cannot be made the daemon is told of none.
+            (Serves::Guaranteed, Some(groups)) => groups.for_the_daemon().ok().flatten(),
+            (Serves::Guaranteed, None) | (Serves::BestEffort, _) => None,
+        };
         let cores = sched::cores().map_err(|error| describe(&error))?;
         let launcher =
             Self { daemon, groups, filter, alone, users, first_user, cores, instances: BTreeMap::new(), leftovers: Vec::new() };
         let no_real_time = launcher.try_real_time().err().map(|failure| failure.to_string());
-        Ok((launcher, Standing { users, no_groups, no_cpu_groups, no_real_time }))
+        Ok((launcher, Standing { users, no_groups, no_cpu_groups, daemon_group, no_real_time }))
     }
 
     /// Gives the lowest real-time priority to a process placed as a guaranteed instance is, and of a user as one has. A cpu
@@ -472,6 +482,10 @@ impl Instance {
                 Class::Other { .. } => Ok(()), // so it is
             });
             placed.map_err(|error| Failure::new(Step::Start, "class and cores", &chain(&error)))?;
+            if let Placement::Weighted { .. } = starting.placement {
+                // A kernel that does not listen lets it wait for its turn as any other.
+                sched::ask_for_short_turns(child).ok();
+            }
         }
         if users == Users::Shared {
             map_user(child)?;
@@ -529,6 +543,15 @@ fn weigh_session(serves: Serves) {
         Serves::Guaranteed => {}
         // Where the kernel does not group sessions there is no such file, and nice values alone count.
         Serves::BestEffort => drop(std::fs::write("/proc/self/autogroup", "19")),
+    }
+}
+
+/// The same for instances whose guarantees rest on weights. Where neither privilege nor `RLIMIT_NICE` allows it, their session
+/// weighs as much as any other.
+fn weigh_without_real_time(serves: Serves) {
+    match serves {
+        Serves::Guaranteed => drop(std::fs::write("/proc/self/autogroup", "-10")),
+        Serves::BestEffort => {}
     }
 }
 
