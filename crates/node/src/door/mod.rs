@@ -194,7 +194,11 @@ impl Door {
                 Some(RefCell::new(Allowance::new(clock::now(), clock::thread_cpu()))),
                 sched::set_current(preferred).map_or(sched::Class::Other { nice: 0 }, |()| preferred),
             ),
-            Classes::Ordinary => (None, sched::Class::Other { nice: 0 }),
+            Classes::Ordinary => {
+                // A kernel that does not listen lets it wait for its turn as any other.
+                let _ = sched::ask_for_short_turns(sched::current_thread());
+                (None, sched::Class::Other { nice: 0 })
+            }
         };
         Self {
             exits,
