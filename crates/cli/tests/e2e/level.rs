@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::evidence::records;
 use super::starts::Flood;
-use super::support::{ECHO, Node, Rights, assert_exit, wait_until};
+use super::support::{ECHO, Node, Rights, assert_exit};
 
 const GUARANTEE: &str = "[guarantee]\nrate = \"2/s\"\nmax_run_time = \"50ms\"\ncpu = 0.5\nstart_within = \"2s\"\n";
 
