@@ -317,11 +317,14 @@ fn half_a_head(node: &Node, number: u64) -> Option<TcpStream> {
 /// Asks whether it might invoke: no instance is needed for that.
 fn best_effort(node: &Node, _: u64) -> Option<TcpStream> {
     let mut stream = node.connect();
-    let request = node.request("idle", "{}").replace("Content-Length", "X-Amz-Invocation-Type: DryRun\r\nContent-Length");
-    stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(asks_whether(node).as_bytes()).unwrap();
     let (status, head, _) = answer(&mut BufReader::new(stream)).expect("a best-effort request is answered");
     assert!([204, 503].contains(&status), "{status} {head:?}");
     None
+}
+
+fn asks_whether(node: &Node) -> String {
+    node.request("idle", "{}").replace("Content-Length", "X-Amz-Invocation-Type: DryRun\r\nContent-Length")
 }
 
 fn counted(node: &Node, what: &str) -> u64 {
@@ -404,6 +407,7 @@ fn best_effort_on_a_connection_for_each_request_is_not_held_to_a_rate() {
     check(&node, 0);
 }
 
+const INVOKE_IDLE: &str = "/2015-03-31/functions/idle/invocations";
 /// Descriptors of a node for this test: more connections are opened than it can hold.
 const FEW_DESCRIPTORS: usize = 1_500;
 
@@ -422,6 +426,16 @@ fn more_silent_connections_than_the_node_has_descriptors_shut_nobody_out() {
     }
     check(&node, 0);
     node.must_serve("idle");
+    // Those that were served once and stay silent give way too, when they have been silent for a second.
+    kept.extend((0..FEW_DESCRIPTORS).map(|_| {
+        let mut stream = node.connect();
+        stream.write_all(asks_whether(&node).as_bytes()).unwrap();
+        let (status, head, _) = answer(&mut BufReader::new(&stream)).expect("a best-effort request is answered");
+        assert!([204, 503].contains(&status), "{status} {head:?}");
+        stream
+    }));
+    crate::support::until("there is room again", || node.ask("POST", INVOKE_IDLE, "{\"do\":\"ok\"}").0 == 200);
+    check(&node, 3);
     crate::support::until("the node has looked at its counters", || 0 < counted(&node, "evicted-silent"));
     drop(kept);
 }

@@ -19,11 +19,12 @@ use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::Lane;
 use super::counts::{What, Why};
 use super::machine::Machine;
 use super::message::{Moved, Traffic};
 use super::paced::Paced;
+use super::seats::Silence;
+use super::{Lane, Seat};
 use crate::auth::sigv4::PayloadHash;
 use crate::auth::{Grant, PathClass};
 use crate::budget::Budget;
@@ -103,6 +104,7 @@ struct Client<M> {
     peer: SocketAddr,
     manners: Manners,
     idle: Idle,
+    silence: Silence,
     /// Its last request came from somebody who may send it.
     let_in: bool,
 }
@@ -152,11 +154,13 @@ impl Manners {
 }
 
 /// Serves a connection until it closes or moves on.
-pub(super) async fn serve<M: Machine>(lane: Rc<Lane<M>>, moved: Moved) {
+pub(super) async fn serve<M: Machine>(seat: Seat<M>, moved: Moved, silence: Silence) {
+    let lane = Rc::clone(&seat.lane);
     let Ok(stream) = TcpStream::from_std(moved.stream) else { return };
     let stream = Paced::new(stream, lane.for_clients.clone());
     let connection = Connection::with_buffer(stream, moved.unread);
-    let mut client = Client { lane, connection, peer: moved.peer, manners: moved.manners, idle: Idle::new(), let_in: false };
+    let (peer, manners) = (moved.peer, moved.manners);
+    let mut client = Client { lane, connection, peer, manners, idle: Idle::new(), silence, let_in: false };
     loop {
         match client.turn().await {
             Turn::Next => {}
@@ -179,14 +183,17 @@ impl<M: Machine> Client<M> {
         self.connection.stream().next_head();
         self.let_in = false;
         let since = Instant::now();
+        self.silence.begin(since);
         let read = tokio::select! {
             biased;
             read = self.connection.read_head(&LIMITS) => read,
             () = self.idle.over(since) => {
+                self.silence.end();
                 self.lane.count(What::Idle);
                 return Turn::Close;
             }
         };
+        self.silence.end();
         let parts = match read {
             Ok(Some(parts)) => parts,
             Ok(None) => return Turn::Close,

@@ -19,7 +19,7 @@ pub(crate) enum What {
     CutShort,
     /// Closed because nothing came for long.
     Idle,
-    /// Closed before anything came, because others wanted its place.
+    /// Closed while nothing came, because others wanted its place.
     EvictedSilent,
     /// Closed before its first request was there, because others wanted its place.
     EvictedBegun,

@@ -16,6 +16,7 @@ pub(crate) mod message;
 mod paced;
 pub(crate) mod ration;
 mod sampling;
+mod seats;
 mod transit;
 pub(crate) mod watch;
 
@@ -38,7 +39,8 @@ use rand_chacha::ChaCha12Rng;
 use runtime::sys::{self, clock, sched};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::{AbortHandle, JoinSet, LocalSet};
+use tokio::time::Instant;
 
 pub(crate) use self::client::{LARGE_BYTES, LIMITS, Manners, Rendering, close_busy};
 use self::core::Core;
@@ -49,6 +51,7 @@ use self::links::Links;
 pub(crate) use self::machine::Machine;
 use self::message::{Command, Moved, News, Traffic};
 use self::paced::Lines;
+use self::seats::{Seats, Silence};
 use crate::auth::Access;
 use crate::budget::Budget;
 use crate::front::Front;
@@ -107,6 +110,7 @@ pub(crate) struct Lane<M> {
     timer: AsyncFd<clock::Timer>,
     armed: RefCell<Option<Time>>,
     tasks: RefCell<JoinSet<()>>,
+    seats: RefCell<Seats<AbortHandle>>,
     spawned: Notify,
     front: Arc<Front>,
     access: RefCell<Access>,
@@ -127,6 +131,7 @@ impl<M: Machine> Lane<M> {
             timer: sys::watch(clock::Timer::new()?)?,
             armed: RefCell::new(None),
             tasks: RefCell::new(JoinSet::new()),
+            seats: RefCell::default(),
             spawned: Notify::new(),
             access: RefCell::new(front.access()),
             front,
@@ -167,9 +172,10 @@ impl<M: Machine> Lane<M> {
     }
 
     /// Runs a task on this lane until it ends or the lane does.
-    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.tasks.borrow_mut().spawn_local(task);
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+        let task = self.tasks.borrow_mut().spawn_local(task);
         self.spawned.notify_one();
+        task
     }
 
     fn count(&self, what: What) {
@@ -180,15 +186,34 @@ impl<M: Machine> Lane<M> {
         self.tasks.borrow().len()
     }
 
-    /// Takes in a connection, or refuses it where the lane holds too many.
+    /// Takes in a connection, in place of a silent one where the lane holds too many, or refuses it where all of them work.
     fn connect(self: &Rc<Self>, moved: Moved) {
         if self.front.connections.lane <= self.tasks() {
-            close_busy(&moved.stream);
-            self.count(What::RefusedBusy);
-            return;
+            let Some(silent) = self.seats.borrow_mut().make_room(Instant::now()) else {
+                close_busy(&moved.stream);
+                self.count(What::RefusedBusy);
+                return;
+            };
+            silent.abort();
+            self.count(What::EvictedSilent);
         }
-        let lane = Rc::clone(self);
-        self.spawn(async move { client::serve(lane, moved).await });
+        let number = self.seats.borrow_mut().next();
+        let silence = Silence::default();
+        let seat = Seat { lane: Rc::clone(self), number };
+        let task = self.spawn(client::serve(seat, moved, silence.clone()));
+        self.seats.borrow_mut().sit(number, silence, task);
+    }
+}
+
+/// Gives a connection's place back when it is dropped.
+struct Seat<M> {
+    lane: Rc<Lane<M>>,
+    number: u64,
+}
+
+impl<M> Drop for Seat<M> {
+    fn drop(&mut self) {
+        self.lane.seats.borrow_mut().leave(self.number);
     }
 }
 

@@ -345,6 +345,28 @@ fn a_connection_that_finds_no_room_elsewhere_is_told_so() {
     });
 }
 
+#[test]
+fn where_a_lane_is_full_the_silent_give_way_and_nobody_else() {
+    on_lane(async || {
+        let (mut lane, _outside) = lane_with(lanes::Lane::Guaranteed, 64, |_, _, _| {});
+        let mut front = Arc::into_inner(front()).unwrap();
+        front.connections.lane = 2;
+        Rc::get_mut(&mut lane).unwrap().front = Arc::new(front);
+        let (mut first, second) = (client_of(&lane).await, client_of(&lane).await);
+        let mut refused = client_of(&lane).await;
+        let mut answer = String::new();
+        refused.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "nobody has been silent long: {answer}");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        tokio::time::resume();
+        let third = client_of(&lane).await;
+        assert_eq!(first.read(&mut [0; 1]).await.unwrap_or(0), 0, "it was silent longest");
+        assert_eq!([What::RefusedBusy, What::EvictedSilent].map(|what| counted(&lane, what)), [1, 1]);
+        drop((second, third));
+    });
+}
+
 /// Asks of an instance that are granted, out of many.
 fn granted(lane: &Lane<Fake>) -> u32 {
     (0..1_000).map(|_| lane.with(|core| u32::from(core.asks(InstanceId(1)).is_ok()))).sum()
