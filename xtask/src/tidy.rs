@@ -1,6 +1,6 @@
 //! The house rules that no lint of the compiler can see.
 //!
-//! Text rules look at one line, file rules at one file, manifest rules at what a crate depends on. A finding names the
+//! Words of the glossary are held in documents; text rules look at one line, file rules at one file, manifest rules at what a crate depends on. A finding names the
 //! file and the line; all are listed before the task fails.
 
 use std::fmt;
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 mod manifest;
 mod text;
+mod words;
 
 /// One broken rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +37,16 @@ impl fmt::Display for Finding {
     }
 }
 
+const GLOSSARY: &str = "docs/glossary.md";
 const MAX_FILE_BYTES: u64 = 400_000;
 const LONG_FILE_LINES: usize = 1_000;
 
 /// Checks every file that git tracks or would track.
 pub(crate) fn run() -> Result<()> {
     let mut findings = Vec::new();
+    let unwanted = words::unwanted(&std::fs::read_to_string(GLOSSARY).with_context(|| format!("cannot read {GLOSSARY}"))?);
     for path in files()? {
-        check_file(&path, &mut findings)?;
+        check_file(&path, &unwanted, &mut findings)?;
     }
     eprintln!("    Cargo.lock holds {} packages", locked_packages()?);
     for finding in &findings {
@@ -55,7 +58,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-fn check_file(path: &str, findings: &mut Vec<Finding>) -> Result<()> {
+fn check_file(path: &str, unwanted: &[String], findings: &mut Vec<Finding>) -> Result<()> {
     let Ok(metadata) = std::fs::symlink_metadata(path) else {
         return Ok(()); // deleted in the working tree, not yet in the index
     };
@@ -70,6 +73,7 @@ fn check_file(path: &str, findings: &mut Vec<Finding>) -> Result<()> {
         return Ok(()); // a picture or a recording
     };
     findings.extend(text::check(path, &content));
+    findings.extend(words::check(path, &content, unwanted));
     if path.ends_with(".rs") && LONG_FILE_LINES < content.lines().count() {
         eprintln!("    note: {path} has {} lines; split it by what its parts are for", content.lines().count());
     }

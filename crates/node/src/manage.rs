@@ -89,7 +89,7 @@ async fn serve_one(moved: Moved, gate: Gate) -> Result<(), hyper::Error> {
         .await
 }
 
-/// Lets requests through to the router that may ask what they ask.
+/// Lets requests through to the paths that may ask what they ask.
 #[derive(Clone)]
 struct Gate {
     router: Router,

@@ -227,7 +227,7 @@ fn v1_place(root: &Path, names: &str, path: &str) -> Option<Place> {
     Some(Place { format: Format::V1, controllers, own: within(&mount, path) })
 }
 
-/// The v2 group to make ours in: the own one if it is ours alone (a service with delegation) or all we can see (a container),
+/// The v2 group to make ours in: the own one if it is ours alone (a service with delegation) or all we can see (a "container"),
 /// else the top one, so that a login session's other processes stay where they are.
 fn v2_place(root: &Path, path: &str, family: &[i32]) -> Option<Place> {
     let mount = [root.to_owned(), root.join("unified")].into_iter().find(|mount| mount.join("cgroup.controllers").exists())?;
@@ -248,7 +248,7 @@ fn v2_place(root: &Path, path: &str, family: &[i32]) -> Option<Place> {
     Some(Place { format: Format::V2, controllers, own })
 }
 
-/// `mount/path`, or the mount itself where the path belongs to a view from outside a container.
+/// `mount/path`, or the mount itself where the path belongs to a view from outside a "container".
 fn within(mount: &Path, path: &str) -> PathBuf {
     let full = mount.join(path.trim_start_matches('/'));
     if full.is_dir() { full } else { mount.to_owned() }
