@@ -329,8 +329,8 @@ impl Node {
 
     /// Starts a lane's starter with its launcher. Returns what the launcher can hold.
     fn start_starter(&self, threads: &mut Threads, which: Lane, ends: Ends, common: &Common) -> Result<Made, Error> {
-        let nursery = match (which, self.classes) {
-            (Lane::Guaranteed, Classes::RealTime) => Some(Nursery::new(Arc::clone(&common.limits), self.cores.clone())),
+        let nursed = match (which, self.classes) {
+            (Lane::Guaranteed, Classes::RealTime) => Some((Arc::clone(&common.limits), self.cores.clone())),
             (Lane::Guaranteed, Classes::Ordinary) | (Lane::BestEffort, _) => None,
         };
         let users = u32::try_from(launcher::INSTANCES_MAX).expect("invariant: the limit is small");
@@ -347,7 +347,7 @@ impl Node {
                 Lane::Guaranteed => Serves::Guaranteed,
                 Lane::BestEffort => Serves::BestEffort,
             },
-            priority: nursery.as_ref().map(|_| starts::MAKER_PRIORITY),
+            priority: nursed.as_ref().map(|_| starts::MAKER_PRIORITY),
         };
         let name = format!("starter-{}", name_of(which));
         let (told, standing) = std::sync::mpsc::sync_channel(1);
@@ -360,7 +360,8 @@ impl Node {
                     return Ok(());
                 }
             };
-            let nursery = nursery.filter(|_| standing.no_real_time.is_none());
+            let nursed = nursed.filter(|_| standing.no_real_time.is_none());
+            let process = service.process();
             let classes = if standing.no_real_time.is_none() { classes } else { Classes::Ordinary };
             let service = service.run();
             tokio::pin!(service);
@@ -371,6 +372,8 @@ impl Node {
             // The node waits for this answer.
             let shares = Shares { classes, costs: measured.as_ref().map(|(costs, _)| *costs) };
             let _ = told.send(Ok((standing, measured)));
+            // What the measurement used was of ordinary class.
+            let nursery = nursed.map(|(limits, cores)| Nursery::new(limits, cores, process));
             if nursery.is_some() {
                 let class = sched::Class::Fifo { priority: starts::MAKER_PRIORITY };
                 sched::set_current(class).map_err(|error| error.to_string())?;

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::port::Placement;
 use model::{FunctionName, FunctionSpec, InstanceId, Outbound, Runtime};
@@ -41,6 +42,8 @@ use crate::starts::{Nursery, Standing};
 pub(crate) const STARTS_PER_SECOND: u32 = 40;
 /// Starts that begin at once; later ones wait their turn.
 pub(crate) const STARTS_AT_ONCE: u32 = 1;
+/// The shortest wait for what makers used to be over.
+const PAUSE_LEAST: Duration = Duration::from_millis(1);
 /// Forwarders that may wait to be started.
 pub(crate) const NETWORKS_MAX: usize = 256;
 
@@ -89,14 +92,15 @@ pub(crate) async fn run(
     (kit, nursery, shares): (Arc<Kit>, Option<Nursery>, Shares),
     mut ends: Ends,
 ) -> io::Result<()> {
-    let maker = Maker { client, kit, nursery: Arc::new(nursery), shares };
+    let nursery = Arc::new(nursery);
+    let maker = Maker { client, kit, nursery: Arc::clone(&nursery), shares };
     let mut work = JoinSet::new();
     let mut starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
     let mut queue: Queue<NewInstance> = Queue::default();
     loop {
         tokio::select! {
             error = &mut service => return Err(error),
-            () = turn(&starts, &queue) => {
+            () = turn(&starts, &queue, nursery.as_ref().as_ref()) => {
                 if let Some(start) = queue.next() {
                     if start.is_wanted() {
                         // The turn has come just now.
@@ -174,12 +178,15 @@ impl<T> Queue<T> {
 }
 
 /// Ends when the next start may begin; never while none waits. Safe to drop at any point.
-async fn turn<T>(starts: &Budget, queue: &Queue<T>) {
+async fn turn<T>(starts: &Budget, queue: &Queue<T>, nursery: Option<&Nursery>) {
     if queue.waiting.is_empty() {
         return std::future::pending().await;
     }
     if let Err(at) = starts.check(clock::now()) {
         tokio::time::sleep(at.since(clock::now())).await;
+    }
+    while let Some(Err(at)) = nursery.map(Nursery::charge_makers) {
+        tokio::time::sleep(at.since(clock::now()).max(PAUSE_LEAST)).await;
     }
 }
 
@@ -436,7 +443,7 @@ mod tests {
         queue.next().unwrap();
         assert_eq!(queue.next(), None);
         let starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
-        let waits = tokio::time::timeout(std::time::Duration::ZERO, turn(&starts, &queue)).await;
+        let waits = tokio::time::timeout(Duration::ZERO, turn(&starts, &queue, None)).await;
         waits.unwrap_err();
     }
 }

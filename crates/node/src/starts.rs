@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use model::Time;
 use plan::admission::{Book, LOWEST_PRIORITY};
-use runtime::launcher::Placement;
+use runtime::launcher::{CpuMeter, Placement};
 use runtime::sys::clock;
+use rustix::process::Pid;
 
 use crate::door;
 use crate::instance::Running;
@@ -29,8 +30,12 @@ const _: () = assert!(PRIORITY < MAKER_PRIORITY && MAKER_PRIORITY < LOWEST_PRIOR
 pub(crate) const LEAST: Duration = Duration::from_millis(100);
 /// What starts use of each core and second at most, however little is promised: the rest is for best effort.
 const MOST: Duration = Duration::from_millis(500);
-/// What is left to the makers, and for looking late.
+/// What makers may use within a second in any case. They may use half of what is left to starts of every core, where that is
+/// more; where it is used up, the next start waits.
+const MAKERS_LEAST: Duration = Duration::from_millis(40);
+/// For looking late.
 const SPARE: Duration = Duration::from_millis(20);
+const _: () = assert!(MAKERS_LEAST.as_nanos() + SPARE.as_nanos() + door::WITHIN_A_SECOND.as_nanos() < LEAST.as_nanos());
 /// A start at ordinary class goes on at real-time class once this much is left.
 const RESUMES_WITH: Duration = Duration::from_millis(10);
 const SECOND: Duration = Duration::from_secs(1);
@@ -77,12 +82,40 @@ impl Spent {
         }
     }
 
+    fn oldest(&self, core: u16) -> Option<Time> {
+        self.0.get(usize::from(core))?.front().map(|(at, _)| *at)
+    }
+
     fn left(&mut self, core: u16, now: Time, limit: Duration) -> Duration {
         let Some(of_core) = self.0.get_mut(usize::from(core)) else { return Duration::ZERO };
         while of_core.front().is_some_and(|(at, _)| SECOND <= now.since(*at)) {
             of_core.pop_front();
         }
         limit.saturating_sub(of_core.iter().map(|(_, used)| *used).sum())
+    }
+}
+
+/// CPU time of what makes starts: the launcher, and the starter's thread, on which alone this is asked.
+#[derive(Debug)]
+struct Makers {
+    launcher: CpuMeter,
+    seen: Duration,
+}
+
+impl Makers {
+    fn new(launcher: Pid) -> Self {
+        let mut makers = Self { launcher: CpuMeter::of(launcher), seen: Duration::ZERO };
+        makers.used();
+        makers
+    }
+
+    /// What they used since this was asked last.
+    fn used(&mut self) -> Duration {
+        // A launcher that is gone takes the node along.
+        let seen = self.launcher.program_used().unwrap_or_default() + clock::thread_cpu();
+        let used = seen.saturating_sub(self.seen);
+        self.seen = seen;
+        used
     }
 }
 
@@ -99,14 +132,37 @@ pub(crate) struct Nursery {
     limits: Arc<Limits>,
     /// The kernel's numbers of the cores, in admission's order.
     cores: Vec<u16>,
-    /// Taken by tasks of the starter's thread alone.
+    /// Taken by tasks of the starter's thread alone, as is `makers`.
     spent: Mutex<Spent>,
+    /// With what they used within the last second.
+    makers: Mutex<(Makers, Spent)>,
 }
 
 impl Nursery {
-    pub(crate) fn new(limits: Arc<Limits>, cores: Vec<u16>) -> Self {
+    /// Called on the starter's thread.
+    pub(crate) fn new(limits: Arc<Limits>, cores: Vec<u16>, launcher: Pid) -> Self {
         let spent = Mutex::new(Spent::new(cores.len()));
-        Self { limits, cores, spent }
+        let makers = Mutex::new((Makers::new(launcher), Spent::new(1)));
+        Self { limits, cores, spent, makers }
+    }
+
+    /// Charges what the makers used since the last time, to every core: nobody knows where they ran. Says when the next start
+    /// may begin, where they used too much of the last second.
+    pub(crate) fn charge_makers(&self) -> Result<(), Time> {
+        let now = clock::now();
+        let mut makers = self.makers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (clocks, lately) = &mut *makers;
+        let used = clocks.used();
+        lately.charge(0, now, used);
+        for core in (0..).take(self.cores.len()) {
+            self.spent().charge(core, now, used);
+        }
+        let scarcest = (0..).take(self.cores.len()).map(|core| self.limits.of(core)).min().unwrap_or_default();
+        if lately.left(0, now, MAKERS_LEAST.max(scarcest / 2)).is_zero() {
+            Err(lately.oldest(0).map_or(now, |at| at + SECOND))
+        } else {
+            Ok(())
+        }
     }
 
     fn spent(&self) -> MutexGuard<'_, Spent> {
@@ -141,6 +197,8 @@ impl Nursery {
         let mut charged = Duration::ZERO;
         loop {
             let Some(running) = running.upgrade().filter(|running| running.is_starting()) else { return };
+            // When the next start may begin is asked by whoever begins it.
+            let _ = self.charge_makers();
             let used = running.cpu_time();
             if standing == Standing::RealTime {
                 self.charge(core, used.saturating_sub(charged));
@@ -182,7 +240,7 @@ mod tests {
     fn a_start_leaves_the_real_time_class_with_its_budget_and_comes_back_with_a_new_one() {
         let limits = Limits::new(1);
         limits.0[0].store(50_000_000, Ordering::Relaxed);
-        let nursery = Nursery::new(Arc::new(limits), vec![3]);
+        let nursery = Nursery::new(Arc::new(limits), vec![3], rustix::process::getpid());
         assert_eq!(nursery.standing(0, Standing::Ordinary), Standing::RealTime);
         nursery.charge(0, ms(49));
         assert_eq!(nursery.standing(0, Standing::RealTime), Standing::RealTime);
@@ -190,5 +248,31 @@ mod tests {
         nursery.charge(0, ms(1));
         assert_eq!(nursery.standing(0, Standing::RealTime), Standing::Ordinary);
         assert_eq!(nursery.placement(0, Standing::RealTime), Placement::RealTime { core: 3, priority: 1 });
+    }
+
+    #[test]
+    fn what_makers_use_is_taken_from_the_starts_of_every_core_and_bounds_how_many_begin() {
+        let limits = Limits::new(2);
+        limits.0.iter().for_each(|limit| limit.store(100_000_000, Ordering::Relaxed));
+        let mut launcher = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let nursery = Nursery::new(Arc::new(limits), vec![0, 1], Pid::from_child(&launcher));
+        nursery.charge_makers().unwrap();
+        let work = |ms: u64| {
+            let until = clock::thread_cpu() + Duration::from_millis(ms);
+            while clock::thread_cpu() < until {}
+        };
+        let later = loop {
+            work(5);
+            if let Err(later) = nursery.charge_makers() {
+                break later;
+            }
+        };
+        assert!(clock::now() < later + SECOND, "{later:?}");
+        for core in 0..2 {
+            let left = nursery.spent().left(core, Time::ZERO, ms(100));
+            assert!(left <= ms(100) - MAKERS_LEAST, "{left:?}");
+        }
+        launcher.kill().unwrap();
+        launcher.wait().unwrap();
     }
 }
