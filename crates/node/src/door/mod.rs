@@ -333,11 +333,11 @@ async fn serve(start: Start) -> io::Result<()> {
             Some(ended) = tasks.join_next() => check(ended),
             accepted = accept(listener.as_ref()) => match accepted {
                 Ok(first) => take_in(&door, &mut tasks, first),
-                Err(error) if is_passing(&error) => {
-                    // Descriptors may be what is missing.
+                Err(error) if is_shortage(&error) => {
                     let leaves = door.places.borrow_mut().oldest_silent();
                     door.evict(leaves, What::EvictedSilent);
                 }
+                Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error),
             },
         }
@@ -435,15 +435,17 @@ async fn accept(listener: Option<&Listener>) -> io::Result<First> {
     Ok(First::new(stream, peer))
 }
 
-/// Errors of `accept` that concern one connection or pass when descriptors come free.
+/// Errors of `accept` that pass when a connection gives up its descriptor and its buffers.
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    shortages.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Errors of `accept` that concern one connection or the network it came by.
 fn is_passing(error: &io::Error) -> bool {
     let passing = [
         Errno::CONNABORTED,
         Errno::CONNRESET,
-        Errno::MFILE,
-        Errno::NFILE,
-        Errno::NOBUFS,
-        Errno::NOMEM,
         Errno::PROTO,
         Errno::INVAL,
         Errno::NETDOWN,

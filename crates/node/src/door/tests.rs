@@ -161,3 +161,15 @@ fn nonsense_is_answered_at_the_door() {
         assert_eq!(world.counted(What::CutShort), 1);
     });
 }
+
+#[test]
+fn input_for_a_lease_goes_to_the_guaranteed_lane_from_who_holds_the_token_alone() {
+    local(async {
+        let mut world = World::new(0, 4).await;
+        let whole = request("x", "", "5").replace("/2015-03-31/functions/x/invocations", "/v1/leases/7");
+        let clients = [world.client(&whole).await, world.client(&whole.replace("Bearer token", "Bearer guess")).await];
+        assert_eq!(unread(world.guaranteed.recv().await), whole);
+        assert!(unread(world.best_effort.recv().await).contains("guess"));
+        drop(clients);
+    });
+}
