@@ -540,8 +540,7 @@ pub struct TrafficArgs {
     #[arg(long, value_name = "N", default_value_t = 7)]
     pub seed: u64,
 
-    /// Tenants that flood best-effort work, 1 to 96. By default so many that the camera's fair share of the cores is half of what
-    /// its functions need while something happens, but 8 to 64.
+    /// Tenants that flood best-effort work, 1 to 96. By default 16 for each core, but 32 to 96.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=96))]
     pub neighbours: Option<u16>,
 

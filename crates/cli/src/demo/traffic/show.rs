@@ -43,8 +43,8 @@ const CAMERA_PRIORITY: u8 = 5;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The neighbours' connections that ask again as soon as they are answered, at least; one of each neighbour.
 const CONNECTIONS: u16 = 64;
-/// What one invocation of a neighbour uses.
-const BURN: Burn = Burn { cpu_ms: 20 };
+/// What one invocation of a neighbour uses: more than the camera's deadline, as most functions of a shared platform do.
+const BURN: Burn = Burn { cpu_ms: 200 };
 /// How many times the machine's capacity the neighbours ask for in their open loops, those connections not counted.
 const FLOOD_TIMES: u32 = 3;
 /// Connections the camera keeps: for a burst of each function, and some.
@@ -465,6 +465,8 @@ fn cores() -> u32 {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Crowd {
     pub(crate) neighbours: u16,
+    /// What an invocation of theirs uses.
+    pub(crate) run_ms: u64,
     pub(crate) connections: u16,
     /// What their open loops ask for together.
     pub(crate) per_second: u32,
@@ -479,10 +481,11 @@ pub(crate) struct Crowd {
 impl Crowd {
     pub(crate) fn new(neighbours: Option<u16>, needed_cores: f64) -> Self {
         let cores = cores();
-        let neighbours = neighbours.unwrap_or_else(|| terms::neighbours(needed_cores, cores));
+        let neighbours = neighbours.unwrap_or_else(|| terms::neighbours(cores));
         let capacity = cores.saturating_mul(1_000) / u32::try_from(BURN.cpu_ms).unwrap_or(u32::MAX).max(1);
         Self {
             neighbours,
+            run_ms: BURN.cpu_ms,
             connections: neighbours.max(CONNECTIONS),
             per_second: capacity.max(1) * FLOOD_TIMES,
             times_capacity: FLOOD_TIMES,
@@ -503,13 +506,17 @@ impl Crowd {
     }
 
     pub(crate) fn in_words(&self) -> String {
-        let enough = if self.fair_share_cores < self.needed_cores { "less than" } else { "no less than" };
+        let why = if self.fair_share_cores < self.needed_cores {
+            "more than that: without a guarantee it has too little".to_owned()
+        } else {
+            format!("less than that: without a guarantee what it lacks is its turn in time, beside runs of {} ms", self.run_ms)
+        };
         format!(
-            "{} tenants with one best-effort function each, {} ms of processor a time: {} invocations per second in all, {} times \
-             what {} cores can do, and {} connections that ask again at once; the camera's fair share beside them is {:.3} of a \
-             core, {enough} the {:.3} that its two functions need while something happens",
+            "{} tenants with one best-effort function each, {} ms of processor a run: {} runs per second in all, {} times what {} \
+             cores can do, and {} connections that ask again at once. Tenants share alike: the camera's fair share beside them is \
+             {:.3} of a core; its two functions need {:.3} while something happens, {why}",
             self.neighbours,
-            BURN.cpu_ms,
+            self.run_ms,
             self.per_second,
             self.times_capacity,
             self.cores,

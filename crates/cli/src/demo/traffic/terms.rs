@@ -153,12 +153,10 @@ fn rate(role: Role, clip: &Clip, options: &Options) -> String {
     }
 }
 
-/// Fewer neighbours are no crowd, whatever the camera needs.
-const FEWEST_NEIGHBOURS: u16 = 8;
-/// More are deployed by hand only: each is a function with an instance of its own.
-const MOST_NEIGHBOURS: u16 = 64;
-/// What the camera needs is so many times its fair share beside them.
-const NEED_TIMES_SHARE: f64 = 2.0;
+/// Neighbours for each core, and their limits: each is a function with instances of its own.
+const NEIGHBOURS_PER_CORE: u32 = 16;
+const FEWEST_NEIGHBOURS: u32 = 32;
+const MOST_NEIGHBOURS: u32 = 96;
 
 /// Cores that the two functions keep busy while something happens, by the longest runs that were measured.
 #[must_use]
@@ -174,18 +172,18 @@ pub(crate) fn fair_share(cores: u32, neighbours: u16) -> f64 {
     f64::from(cores) / (f64::from(neighbours) + 1.0)
 }
 
-/// As many neighbours as make the fair share too small for the camera.
+/// As many neighbours as make a crowd on this machine.
 #[must_use]
-pub(crate) fn neighbours(needed: f64, cores: u32) -> u16 {
-    let too_little = |neighbours: &u16| fair_share(cores, *neighbours) * NEED_TIMES_SHARE <= needed;
-    (FEWEST_NEIGHBOURS..MOST_NEIGHBOURS).find(too_little).unwrap_or(MOST_NEIGHBOURS)
+pub(crate) fn neighbours(cores: u32) -> u16 {
+    let crowd = cores.saturating_mul(NEIGHBOURS_PER_CORE).clamp(FEWEST_NEIGHBOURS, MOST_NEIGHBOURS);
+    u16::try_from(crowd).unwrap_or(u16::MAX)
 }
 
 /// The `takt.toml` of a neighbour's function.
 #[must_use]
 pub(crate) fn neighbour(name: &str) -> String {
     format!(
-        "name = \"{name}\"\nruntime = \"provided\"\nhandler = \"burn\"\nmemory = \"128MB\"\ntenant = \"{name}\"\n\
+        "name = \"{name}\"\nruntime = \"provided\"\nhandler = \"burn\"\nmemory = \"64MB\"\ntenant = \"{name}\"\n\
          timeout = \"30s\"\n[network]\noutbound = \"none\"\n"
     )
 }
@@ -227,12 +225,11 @@ mod tests {
     }
 
     #[test]
-    fn there_are_so_many_neighbours_that_the_fair_share_is_half_of_what_is_needed() {
+    fn the_fair_share_is_that_of_one_tenant_of_all() {
         let options = Options::at(25);
         let times = RunTimes { watch: Duration::from_millis(4), detect: Duration::from_millis(2) };
         let needed = needed_cores(times, &options, 25);
         assert!((needed - (0.05 + 0.004 * 25.0 / options.watch_every as f64)).abs() < 1e-9, "{needed}");
-        assert_eq!((neighbours(0.1, 2), fair_share(2, 39)), (39, 0.05));
-        assert_eq!([neighbours(0.8, 2), neighbours(0.01, 2), neighbours(0.1, 64)], [8, 64, 64]);
+        assert_eq!((fair_share(2, 39), [1, 2, 4, 64].map(neighbours)), (0.05, [32, 32, 64, 96]));
     }
 }
