@@ -28,6 +28,8 @@ pub(crate) struct Subject {
     pub(crate) deployment: Deployment,
     /// The longest run of an invocation that does not overrun.
     pub(crate) run: Duration,
+    /// Its response bound may be revised to so much more than its run.
+    pub(crate) room: Duration,
 }
 
 /// The guarantee with the instances that the theory asks for, over `cores` cores.
@@ -63,7 +65,7 @@ pub(crate) fn subject(key: u64, rate: Rate, burst: u32, run: Duration) -> Subjec
         timeout: Duration::from_secs(3),
         reservation: Some(reservation),
     };
-    let mut subject = Subject { deployment, run };
+    let mut subject = Subject { deployment, run, room: Duration::ZERO };
     subject.size(&[0]);
     subject
 }
@@ -79,12 +81,13 @@ impl Subject {
 
     /// K and W by the theorems, spread over the cores.
     pub(crate) fn size(&mut self, cores: &[u16]) {
+        let longest = self.run + self.room;
         let reservation = self.reservation();
         let (rate, burst) = match (&reservation.terms.pacing, &reservation.rate_class) {
             (Pacing::Own { rate, burst }, _) => (*rate, *burst),
             (Pacing::Shared(_), class) => class.as_ref().map(|class| (class.rate, class.burst)).unwrap(),
         };
-        let busy = reservation.response_bound + reservation.tolerance + RECYCLE + reservation.terms.lead;
+        let busy = reservation.response_bound.max(longest) + reservation.tolerance + RECYCLE + reservation.terms.lead;
         let shards = u64::try_from(cores.len()).unwrap();
         let most = |window| u32::try_from((rate.ceil_in(window) + u64::from(burst.get()) - 1).div_ceil(shards)).unwrap();
         let (instances, warm) = (most(busy), most(COLD).min(most(busy)));
@@ -214,10 +217,12 @@ impl World {
         self.tell(Event::Install(Box::new(subject.deployment.clone())));
     }
 
-    pub(crate) fn revise(&mut self, subject: &Subject) {
+    /// Says in the journal what is in force from now on, and tells the engine `later`.
+    pub(crate) fn revise(&mut self, subject: &Subject, later: Duration) {
         let reservation = subject.deployment.reservation.clone().unwrap();
         self.subjects.insert(subject.deployment.function, subject.clone());
         self.give(subject, &reservation);
+        self.run_for(later);
         self.tell(Event::Revise { function: subject.deployment.function, reservation: Box::new(reservation) });
     }
 
@@ -620,6 +625,11 @@ fn random_subject(world: &mut World, key: u64) -> Subject {
         let burst = model::Burst::new(2).unwrap();
         subject.in_class(RateClass { name: "shared".parse().unwrap(), rate: Rate::per_second(40).unwrap(), burst });
     }
+    if world.rng.random_range(0..3) == 0 {
+        subject.room = 60 * MS;
+        subject.terms().deadline = Some(DurationText(run + 20 * MS));
+        subject.terms().start_within = 30 * MS;
+    }
     let cores: &[u16] = if world.rng.random_range(0..2) == 0 { &[0] } else { &[0, 1] };
     subject.size(cores);
     subject
@@ -678,6 +688,8 @@ fn revise(world: &mut World, key: u64) {
         for shard in &mut subject.reservation().shards {
             shard.priority += 1;
         }
-        world.revise(&subject);
+        subject.reservation().response_bound = subject.run + world.up_to(subject.room);
+        let later = world.up_to(3 * MS);
+        world.revise(&subject, later);
     }
 }

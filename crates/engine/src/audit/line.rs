@@ -43,6 +43,8 @@ pub(super) struct Left {
 pub(super) struct Line {
     pacer: Pacer,
     order: u64,
+    /// Rate and burst as a member of its class was given them last.
+    given: (Rate, Burst),
     /// The slot to be taken next.
     next: u64,
     /// Slots of which an earlier one has not come yet.
@@ -78,9 +80,11 @@ struct Who {
 
 impl Line {
     pub(super) const fn new(pacer: Pacer, order: u64) -> Self {
+        let given = (pacer.rate(), pacer.burst());
         Self {
             pacer,
             order,
+            given,
             next: 0,
             ahead: BTreeMap::new(),
             history: VecDeque::new(),
@@ -90,6 +94,13 @@ impl Line {
             inexact: false,
             unchecked: 0,
         }
+    }
+
+    /// A member of its class was given these terms. Whenever the class goes over to others, the pacer rounds what it owes, and those
+    /// turned away meet it changed; no slot need be taken under them, so that the change is known from here only.
+    pub(super) fn given(&mut self, rate: Rate, burst: Burst) {
+        self.inexact |= self.given != (rate, burst);
+        self.given = (rate, burst);
     }
 
     /// A slot of a class was taken under these terms. All members of a class change at one instant, between two slots; when that

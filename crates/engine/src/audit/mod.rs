@@ -35,6 +35,9 @@ const UNSETTLED: usize = 4_096;
 const LISTED: usize = 1_000;
 /// Generations of one function that can still receive records.
 const GENERATIONS: usize = 8;
+/// Bounds of one generation that its records may still have been judged by. A lane goes over to new ones after they were written:
+/// a little later, or once the instances that they ask for are there.
+const GIVEN: usize = 16;
 
 /// The audit of one node's records.
 #[derive(Debug, Default)]
@@ -70,7 +73,8 @@ enum Phase {
 
 #[derive(Debug)]
 struct Promise {
-    bounds: Bounds,
+    /// Those given last come last; there is at least one.
+    given: VecDeque<Bounds>,
     urgency: Duration,
     has_deadline: bool,
     numbers: Numbers,
@@ -135,11 +139,12 @@ impl Audit {
     /// The node started, or the records end: what is unsettled stays so.
     fn end_boot(&mut self) {
         self.report.unclean_stops += u64::from(self.phase == Phase::Running && !self.report.running_at_end);
+        self.retry_steals();
         while let Some(record) = self.steals.pop_front() {
-            self.contradict(&record, Problem::StealWithoutGap { core: record.core });
+            self.unsupported(&record, Problem::StealWithoutGap { core: record.core });
         }
         while let Some(record) = self.early.pop_front() {
-            self.contradict(&record, Problem::NoTerms);
+            self.unsupported(&record, Problem::NoTerms);
         }
         let tail = if self.phase == Phase::Stopped && !self.lost { Tail::Complete } else { Tail::Open };
         for line in std::mem::take(&mut self.classes).into_values() {
@@ -179,8 +184,7 @@ impl Audit {
             Bounds { start_within: given.terms.start_within, response: given.response_bound, tolerance: given.tolerance };
         match self.promises.get_mut(&key) {
             Some(known) if !known.ended => {
-                known.bounds = bounds; // the same terms with bounds that were analysed anew
-                return self.retry_early(&key);
+                return known.give(bounds); // the same terms with bounds that were analysed anew
             }
             // A function of the same name was removed and deployed again: it counts from the beginning.
             Some(_) => {
@@ -195,7 +199,7 @@ impl Audit {
             (Pacing::Shared(name), Some(class)) => {
                 let terms = Terms { rate: class.rate, burst: class.burst, order: self.given };
                 let pacer = || Line::new(Pacer::new(class.rate, class.burst), terms.order);
-                self.classes.entry(name.clone()).or_insert_with(pacer);
+                self.classes.entry(name.clone()).or_insert_with(pacer).given(class.rate, class.burst);
                 Paced::Class(name.clone(), terms)
             }
             (Pacing::Shared(_), None) => return self.report.note(Contradiction::of_terms(&key, Problem::NoTerms)),
@@ -204,7 +208,8 @@ impl Audit {
         let has_deadline = given.terms.deadline.is_some();
         let urgency = shadow::urgency(&given.terms);
         let numbers = Numbers::default();
-        let promise = Promise { bounds, urgency, has_deadline, numbers, counters, unwritten: 0, ended: false, pacing };
+        let given = VecDeque::from([bounds]);
+        let promise = Promise { given, urgency, has_deadline, numbers, counters, unwritten: 0, ended: false, pacing };
         self.promises.insert(key.clone(), promise);
         self.close_oldest(&key.0);
         self.retry_early(&key);
@@ -228,6 +233,16 @@ impl Audit {
                 self.judge(&record);
             } else {
                 self.early.push_back(record);
+            }
+        }
+        self.retry_steals();
+    }
+
+    /// A gap was written, or the records that it reached a steal through.
+    fn retry_steals(&mut self) {
+        for record in std::mem::take(&mut self.steals) {
+            if !self.proven_steal(&record) {
+                self.steals.push_back(record);
             }
         }
     }
@@ -257,19 +272,14 @@ impl Audit {
             }
             return;
         };
-        count(&mut promise.counters, promise.bounds, record);
+        promise.count(record);
         let urgency = promise.urgency;
         let mut problems = Vec::new();
         if !promise.numbers.note(record.sequence) {
             problems.push(Problem::SequenceTwice);
         }
         check_shape(promise, record, &mut problems);
-        let late = promise.bounds.late_start(record) || promise.bounds.late_end(record);
-        match (late, record.violation) {
-            (true, None) => problems.push(Problem::LateUnmarked),
-            (false, Some(_)) => problems.push(Problem::MarkedButKept),
-            (true, Some(_)) | (false, None) => {}
-        }
+        problems.extend(promise.check_verdict(record));
         let line = match &mut promise.pacing {
             Paced::Own(line) => Some((&mut **line, None)),
             Paced::Class(name, terms) => self.classes.get_mut(name).map(|line| (line, Some(*terms))),
@@ -290,7 +300,7 @@ impl Audit {
         if self.steals.len() == UNSETTLED
             && let Some(oldest) = self.steals.pop_front()
         {
-            self.contradict(&oldest, Problem::StealWithoutGap { core: oldest.core });
+            self.unsupported(&oldest, Problem::StealWithoutGap { core: oldest.core });
         }
         self.steals.push_back(record.clone());
     }
@@ -299,18 +309,17 @@ impl Audit {
     /// caught up after one when it was due.
     fn proven_steal(&self, record: &Invocation) -> bool {
         let Some(promise) = self.promises.get(&(record.function.clone(), record.generation)) else { return false };
-        let until = if promise.bounds.late_end(record) { record.ended } else { started(record).unwrap_or(record.ended) };
-        Bounds::due(record).is_some_and(|due| self.gaps.overlap(record.core, due, until))
-            || shadow::reaches(&self.gaps, &self.runs, record, (promise.bounds, promise.urgency))
+        let under = |bounds: &Bounds| {
+            let until = if bounds.late_end(record) { record.ended } else { started(record).unwrap_or(record.ended) };
+            Bounds::due(record).is_some_and(|due| self.gaps.overlap(record.core, due, until))
+                || shadow::reaches(&self.gaps, &self.runs, record, (*bounds, promise.urgency))
+        };
+        promise.given.iter().any(under)
     }
 
     fn gap(&mut self, core: u16, from: Time, until: Time) {
         self.gaps.note(core, from, until);
-        for record in std::mem::take(&mut self.steals) {
-            if !self.proven_steal(&record) {
-                self.steals.push_back(record);
-            }
-        }
+        self.retry_steals();
     }
 
     /// The live counters say what the records before them say.
@@ -334,6 +343,15 @@ impl Audit {
         self.report.note(Contradiction { function, generation: live.generation, sequence: None, problem });
     }
 
+    /// What a record rests on did not come. Where records were dropped, it may have been among them.
+    fn unsupported(&mut self, record: &Invocation, problem: Problem) {
+        if self.lost {
+            self.report.unchecked_claims += 1;
+        } else {
+            self.contradict(record, problem);
+        }
+    }
+
     fn contradict(&mut self, record: &Invocation, problem: Problem) {
         self.report.note(Contradiction::of(record, problem));
     }
@@ -341,6 +359,34 @@ impl Audit {
     fn note_all(&mut self, contradictions: Vec<Contradiction>) {
         for contradiction in contradictions {
             self.report.note(contradiction);
+        }
+    }
+}
+
+impl Promise {
+    fn give(&mut self, bounds: Bounds) {
+        if self.given.back() == Some(&bounds) {
+            return;
+        }
+        if self.given.len() == GIVEN {
+            self.given.pop_front();
+        }
+        self.given.push_back(bounds);
+    }
+
+    fn count(&mut self, record: &Invocation) {
+        // Of the bounds, only that of the start is counted by, and terms that change it are another generation.
+        if let Some(bounds) = self.given.back() {
+            count(&mut self.counters, *bounds, record);
+        }
+    }
+
+    /// The verdict of a record must be the one of some bounds that were given before it was written.
+    fn check_verdict(&self, record: &Invocation) -> Option<Problem> {
+        let late = |bounds: &Bounds| bounds.late_start(record) || bounds.late_end(record);
+        match record.violation {
+            None => self.given.iter().all(late).then_some(Problem::LateUnmarked),
+            Some(_) => (!self.given.iter().any(late)).then_some(Problem::MarkedButKept),
         }
     }
 }

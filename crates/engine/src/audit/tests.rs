@@ -134,6 +134,133 @@ fn steal_needs_a_gap_on_the_core_in_the_time() {
     assert!(matches!(audit(&world.journal).contradictions[0].problem, Problem::StealWithoutGap { core: 0 }));
 }
 
+/// An invocation that is kept from its core for as long as it may and misses its deadline: the journal, where its response bound is
+/// revised from `old` to `new` while it runs, and the engine is told so before its end, or after it.
+fn revised_in_a_run(old: u64, new: u64, later: Duration) -> Vec<Record> {
+    let mut world = World::new(1);
+    let mut late = subject(1, model::Rate::per_second(10).unwrap(), 1, 20 * MS);
+    late.reservation().shards[0].warm = 0;
+    late.reservation().response_bound = Duration::from_millis(old);
+    late.terms().start_within = 45 * MS;
+    late.terms().deadline = Some(model::DurationText(55 * MS));
+    world.install(&late);
+    world.arrive_in(Duration::ZERO, 1, None);
+    world.run_for(50 * MS);
+    late.reservation().response_bound = Duration::from_millis(new);
+    world.revise(&late, later);
+    world.run_for(Duration::from_secs(1));
+    world.drain();
+    world.journal
+}
+
+#[test]
+fn bounds_that_change_in_a_run_are_the_same_to_the_lane_and_to_the_audit() {
+    let check = |(old, new), later: Duration, missed: u64| {
+        let report = audit(&revised_in_a_run(old, new, later));
+        assert_eq!((report.violations(), report.contradictions), (missed, vec![]), "{old} {new} {later:?}");
+    };
+    for (bounds, before, after) in [((50, 60), 0, 1), ((60, 50), 1, 0), ((50, 50), 1, 1)] {
+        check(bounds, MS, before);
+        check(bounds, 30 * MS, after);
+    }
+}
+
+#[test]
+fn a_miss_is_judged_by_bounds_that_were_given() {
+    let mut journal = revised_in_a_run(50, 60, MS);
+    let mut seen = 0;
+    // The bound that excuses it is not in the records.
+    journal.retain(|record| {
+        seen += u64::from(matches!(record, Record::GuaranteeGiven(_)));
+        seen != 2 || !matches!(record, Record::GuaranteeGiven(_))
+    });
+    assert!(matches!(audit(&journal).contradictions[0].problem, Problem::LateUnmarked));
+}
+
+/// The journal of a class of 21 slots a second, burst 2, that goes over to other rates and bursts without a slot in between, and
+/// of arrivals so many milliseconds later.
+fn class_that_changes(changes: &[(u64, u32)], overflow: model::Overflow, after: &[u64]) -> Vec<Record> {
+    let mut world = World::new(1);
+    let class = |(rate, burst): (u64, u32)| model::RateClass {
+        name: "shared".parse().unwrap(),
+        rate: model::Rate::new(rate, Duration::from_secs(1)).unwrap(),
+        burst: model::Burst::new(burst).unwrap(),
+    };
+    let mut member = subject(1, model::Rate::per_second(20).unwrap(), 2, 5 * MS);
+    member.in_class(class((21, 2)));
+    member.terms().overflow = overflow;
+    world.install(&member);
+    world.run_for(100 * MS);
+    for _ in 0..2 {
+        world.arrive_in(Duration::ZERO, 1, None);
+    }
+    world.run_for(20 * MS);
+    for change in changes {
+        member.in_class(class(*change));
+        member.reservation().generation += 1;
+        world.revise_all(&[&member]);
+    }
+    for delay in after {
+        world.arrive_in(Duration::from_millis(*delay), 1, None);
+    }
+    world.run_for(Duration::from_secs(1));
+    world.drain();
+    world.journal
+}
+
+#[test]
+fn whom_a_slower_or_smaller_class_turned_away_before_its_first_slot_is_not_said_to_have_conformed() {
+    for slower in [(2, 2), (21, 1)] {
+        let report = audit(&class_that_changes(&[slower], model::Overflow::Reject, &[40]));
+        assert_eq!((report.contradictions, report.unchecked_claims), (vec![], 1), "{slower:?}");
+    }
+}
+
+#[test]
+fn a_class_that_goes_over_to_another_rate_and_back_contradicts_nothing() {
+    let report = audit(&class_that_changes(&[(13, 2), (21, 2)], model::Overflow::Queue { limit: 5 }, &[0, 1]));
+    assert_eq!((report.violations(), report.contradictions), (0, vec![]));
+}
+
+/// A gap of core 0 from 100 to 120 ms; `g`, due at 105, that runs until 131; and `f`, due at 130, which starts at 150 and says
+/// that the gap reached it through `g`.
+fn behind_a_gap() -> [Record; 6] {
+    let at = Time::from_millis;
+    let mut world = World::new(1);
+    for key in [1, 2] {
+        world.install(&subject(key, model::Rate::per_second(10).unwrap(), 1, 5 * MS));
+    }
+    let [started, given_f, given_g] = world.journal.try_into().unwrap();
+    let record = |key: u64, due, start, ended| {
+        let mut record = quiet(1).records().next().unwrap().clone();
+        record.function = format!("f{key}").parse().unwrap();
+        (record.arrived, record.conforming, record.ended) = (at(due), Some(at(due)), at(ended));
+        (record.delivered, record.started) = (Some(at(start)), Some(at(start)));
+        record
+    };
+    let f = journal::record::Invocation { violation: Some(Cause::Steal), ..record(1, 130, 150, 155) };
+    let g = record(2, 105, 105, 131);
+    let gap = Record::ProbeGap { core: 0, from: at(100), until: at(120) };
+    [started, given_f, given_g, gap, Record::Invocation(g), Record::Invocation(f)]
+}
+
+#[test]
+fn a_gap_may_reach_a_steal_through_a_run_whose_terms_are_written_later() {
+    let [started, given_f, given_g, gap, g, f] = behind_a_gap();
+    let report = audit(&[started, given_f, gap, g, f, given_g]);
+    assert_eq!((report.violations(), report.contradictions), (1, vec![]));
+}
+
+#[test]
+fn a_steal_whose_evidence_may_have_been_lost_is_unproven_and_not_a_contradiction() {
+    let [started, given_f, _, gap, _, f] = behind_a_gap();
+    let without = [started, given_f, gap, f];
+    assert!(matches!(audit(&without).contradictions[0].problem, Problem::StealWithoutGap { core: 0 }));
+    let [started, given_f, gap, f] = without;
+    let report = audit(&[started, given_f, gap, Record::Lost { at: Time::ZERO, records: 1 }, f]);
+    assert_eq!((report.verdict(), report.unchecked_claims, report.contradictions), (Verdict::Unproven, 1, vec![]));
+}
+
 #[test]
 fn a_crowded_story_is_audited_in_bounded_memory() {
     let mut world = World::new(3);

@@ -201,7 +201,7 @@ impl Engine {
             Some(Missing::Lost { .. } | Missing::Unstarted | Missing::Transferring | Missing::Never) | None => None,
         };
         let in_line = !matches!(facts.waited, Some(Missing::Lost { .. } | Missing::Unstarted));
-        let unproven = Unproven { record, promise: facts.promise, otherwise, lost, in_line };
+        let unproven = Unproven { record, promise: facts.promise, bounds, otherwise, lost, in_line };
         let number = self.number();
         self.unproven.insert(number, unproven);
         self.timers.insert((self.now + self.options.evidence_wait, Timer::Write(number)));
@@ -209,13 +209,14 @@ impl Engine {
 
     /// The evidence is in, or will not come.
     pub(super) fn write_unproven(&mut self, number: u64, actions: &mut Vec<Action>) {
-        let Some(Unproven { mut record, promise, otherwise, lost, in_line }) = self.unproven.remove(&number) else { return };
-        let bounds = self.promises[&promise].bounds();
+        let Some(Unproven { mut record, promise, bounds, otherwise, lost, in_line }) = self.unproven.remove(&number) else {
+            return;
+        };
         let until = if bounds.late_end(&record) { record.ended } else { started(&record).unwrap_or(record.ended) };
         let overlaps = Bounds::due(&record).is_some_and(|due| self.gaps.overlap(record.core, due, until));
         // Whose own doing it is, or whose instance was lost, is not excused by what others left behind.
         let delayed = match otherwise {
-            Cause::Bug | Cause::Unknown => in_line && self.behind(&record, promise),
+            Cause::Bug | Cause::Unknown => in_line && self.behind(&record, (promise, bounds)),
             Cause::Steal | Cause::Overrun | Cause::Function | Cause::HostCall => false,
         };
         let stolen = overlaps || delayed;
@@ -231,9 +232,8 @@ impl Engine {
     }
 
     /// Whether its core had not caught up after a gap when it was due.
-    fn behind(&self, record: &journal::record::Invocation, promise: PromiseId) -> bool {
-        let promise = &self.promises[&promise];
-        shadow::reaches(&self.gaps, &self.runs, record, (promise.bounds(), shadow::urgency(&promise.terms)))
+    fn behind(&self, record: &journal::record::Invocation, (promise, bounds): (PromiseId, Bounds)) -> bool {
+        shadow::reaches(&self.gaps, &self.runs, record, (bounds, shadow::urgency(&self.promises[&promise].terms)))
     }
 
     fn write(&mut self, id: u64, record: journal::record::Invocation, actions: &mut Vec<Action>) {

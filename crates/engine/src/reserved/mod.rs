@@ -29,6 +29,7 @@ use self::promise::{Facts, Promise, PromiseId};
 use crate::gaps::Gaps;
 use crate::port::{Action, Deployment, Event, Refusal};
 use crate::shadow::Runs;
+use crate::verdict::Bounds;
 
 /// The limits of the lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +183,8 @@ enum LeaseStage {
 struct Unproven {
     record: record::Invocation,
     promise: PromiseId,
+    /// Those in force when it ended, which it was found to have missed.
+    bounds: Bounds,
     otherwise: model::Cause,
     /// It waited because an instance was lost; when what led to that happened.
     lost: Option<(Time, Time)>,

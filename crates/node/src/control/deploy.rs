@@ -13,7 +13,10 @@ use plan::admission::{Book, Demand, Grant};
 use tokio::sync::oneshot;
 
 use super::view::demand;
-use super::{Answer, Change, Deploy, Error, Gate, Running, Service, deployment, reservation, until_closing, with_larger_reserve};
+use super::{
+    Answer, Change, Deploy, Error, Gate, Running, Service, deployment, has_bounds_of, reservation, until_closing,
+    with_larger_reserve,
+};
 use crate::code::Code;
 use crate::lanes::{Closed, Image, Installed, Lane};
 use crate::registry::{Admitted, Change as Entry, Deployed, Function, LastUpdate, Measured, State};
@@ -239,7 +242,7 @@ impl Service {
             self.revise(&self.book, &between, Some(name)).await?;
             self.until_warm(with_larger_reserve(&self.book, &between, Some(name))).await?;
         }
-        if let Some((grant, generation)) = self.new_guarantee(name, place) {
+        if let Some((grant, generation)) = self.new_guarantee(name, place).or_else(|| self.new_bounds(name, place)) {
             self.record_given(grant, generation);
         }
         self.install(name, next.lane, next.deployment.clone(), Arc::clone(&next.image)).await?;
@@ -262,6 +265,9 @@ impl Service {
             let demand = Demand { cold_start: place.measured.cold_start, ..grant.demand.clone() };
             let (book, answer) = place.next.admit(&demand).map_err(|source| Error::Refused { source })?;
             let revised = reservation(&answer.grant, admitted.generation);
+            if !has_bounds_of(grant, &answer.grant) {
+                self.record_given(&answer.grant, admitted.generation);
+            }
             (place.next, place.grant) = (Arc::new(book), Some(answer.grant));
             next.deployment.reservation = Some(revised.clone());
             self.parts.lanes.revise(next.key, revised).await.map_err(|Closed| Error::Closing)?;
@@ -301,6 +307,13 @@ impl Service {
         let known = self.running.get(name).and_then(|running| running.deployment.reservation.as_ref());
         let same = known.is_some_and(|reservation| reservation.generation == admitted.generation);
         (!same).then_some((grant, admitted.generation))
+    }
+
+    /// The guarantee of a place that the function has already, where other bounds follow from the place.
+    fn new_bounds<'a>(&self, name: &FunctionName, place: &'a Place) -> Option<(&'a Grant, u64)> {
+        let (grant, admitted) = place.grant.as_ref().zip(place.admitted)?;
+        let told = self.book.grant(name)?;
+        (self.new_guarantee(name, place).is_none() && !has_bounds_of(told, grant)).then_some((grant, admitted.generation))
     }
 
     pub(super) async fn install(
@@ -381,6 +394,9 @@ impl Service {
         }
         let reason = tail(&error.explain());
         let mut version = draft.old.as_ref().map(|old| old.current.version);
+        if let (Some((_, generation)), Some(grant)) = (self.new_bounds(name, place), self.book.grant(name)) {
+            self.record_given(grant, generation);
+        }
         match self.running.get(name).cloned() {
             None => {
                 let _closing = self.parts.lanes.remove(next.lane, next.key).await;
@@ -419,7 +435,10 @@ impl Service {
     /// Brings back the version before one that may serve already, under a number above both.
     async fn reinstall(&mut self, name: &FunctionName, old: Running, above: Version) -> Option<Version> {
         let version = Version(above.0 + 1);
-        let deployment = Deployment { version, ..old.deployment.clone() };
+        // Its neighbours may have changed its numbers since it was installed.
+        let told = self.book.grant(name).zip(old.deployment.reservation.as_ref());
+        let reservation = told.map(|(grant, known)| reservation(grant, known.generation));
+        let deployment = Deployment { version, reservation, ..old.deployment.clone() };
         let image = Arc::new(Image { version, ..Image::clone(&old.image) });
         let outcome = self.install(name, old.lane, deployment.clone(), Arc::clone(&image)).await;
         if outcome.is_err() {

@@ -488,13 +488,17 @@ impl Service {
         self.route(name, Some(Route { key: running.key, standing, image: Arc::clone(&running.image) })).await;
     }
 
-    /// Tells the guaranteed lane the numbers that differ between two books, but for `except`.
+    /// Tells the guaranteed lane the numbers that differ between two books, but for `except`. Bounds that its verdicts rest on are in
+    /// the evidence before.
     async fn revise(&self, told: &Book, next: &Book, except: Option<&FunctionName>) -> Result<(), Error> {
         for grant in changed(told, next, except) {
             let name = &grant.demand.function;
             let (Some(running), Some(generation)) = (self.running.get(name), self.generation(name)) else {
                 continue;
             };
+            if told.grant(name).is_none_or(|told| !has_bounds_of(told, grant)) {
+                self.record_given(grant, generation);
+            }
             let revised = self.parts.lanes.revise(running.key, reservation(grant, generation)).await;
             revised.map_err(|Closed| Error::Closing)?;
         }
@@ -587,6 +591,12 @@ fn changed<'a>(told: &Book, next: &'a Book, except: Option<&FunctionName>) -> Ve
 fn with_larger_reserve(told: &Book, next: &Book, except: Option<&FunctionName>) -> Vec<FunctionName> {
     let larger = |grant: &&Grant| told.grant(&grant.demand.function).is_some_and(|old| old.warm() < grant.warm());
     changed(told, next, except).into_iter().filter(larger).map(|grant| grant.demand.function.clone()).collect()
+}
+
+/// Whether an invocation has the same verdict under both.
+fn has_bounds_of(one: &Grant, other: &Grant) -> bool {
+    let bounds = |grant: &Grant| (grant.start_bound, grant.response_bound, grant.tolerance);
+    bounds(one) == bounds(other)
 }
 
 fn reservation(grant: &Grant, generation: u64) -> Reservation {

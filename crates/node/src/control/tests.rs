@@ -73,6 +73,8 @@ struct LanesInner {
     told: Vec<String>,
     calls: Vec<String>,
     slowest_start: Duration,
+    /// Where the bounds of what they are told must be already.
+    evidence: Arc<Recorded>,
     /// What a crash at the moment of each call leaves.
     crashes: Option<Crashes>,
 }
@@ -98,6 +100,11 @@ impl FakeLanes {
             crashes.note();
         }
         inner
+    }
+
+    /// The evidence of a world comes before what it tells its lanes.
+    fn rests_on(&self, evidence: &Arc<Recorded>) {
+        self.inner.lock().unwrap().evidence = Arc::clone(evidence);
     }
 
     fn route_of(&self, name: &str) -> Option<(Standing, Version)> {
@@ -132,6 +139,7 @@ impl Lanes for FakeLanes {
             "main.broken" => now(Ok(Installed::CannotServe { log: "ImportError: no module named nothing".to_owned() })),
             "main.slow" => Box::pin(std::future::pending()),
             _ => {
+                inner.evidence.check(&deployment.name, deployment.reservation.as_ref());
                 inner.serving.insert((deployment.function, lane == Lane::Guaranteed), deployment);
                 now(Ok(Installed::Serving))
             }
@@ -143,7 +151,8 @@ impl Lanes for FakeLanes {
         let known = inner.serving.get_mut(&(function, true)).expect("only what serves is revised");
         let name = known.name.clone();
         let shard = reservation.shards[0];
-        known.reservation = Some(reservation);
+        known.reservation = Some(reservation.clone());
+        inner.evidence.check(&name, Some(&reservation));
         inner.told.push(format!("{name} {} {} {}", shard.instances, shard.warm, shard.priority));
         now(Ok(()))
     }
@@ -151,7 +160,10 @@ impl Lanes for FakeLanes {
     fn revise_all(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>> {
         let mut inner = self.call(format!("revise {} at once", all.len()));
         for (function, reservation) in all {
-            inner.serving.get_mut(&(function, true)).expect("only what serves is revised").reservation = Some(reservation);
+            let known = inner.serving.get_mut(&(function, true)).expect("only what serves is revised");
+            let name = known.name.clone();
+            known.reservation = Some(reservation.clone());
+            inner.evidence.check(&name, Some(&reservation));
         }
         now(Ok(()))
     }
@@ -185,15 +197,26 @@ impl Lanes for FakeLanes {
 }
 
 #[derive(Default)]
-pub(crate) struct Recorded(Mutex<Vec<Record>>);
+pub(crate) struct Recorded(Mutex<Vec<Record>>, Mutex<BTreeMap<(FunctionName, u64), [Duration; 3]>>);
 
 impl Evidence for Recorded {
     fn record(&self, record: Record) {
+        if let Record::GuaranteeGiven(given) = &record {
+            let bounds = [given.start_bound, given.response_bound, given.tolerance];
+            self.1.lock().unwrap().insert((given.function.clone(), given.generation), bounds);
+        }
         self.0.lock().unwrap().push(record);
     }
 }
 
 impl Recorded {
+    /// What a lane is told of a function it was given before.
+    fn check(&self, name: &FunctionName, told: Option<&Reservation>) {
+        let Some(told) = told else { return };
+        let given = self.1.lock().unwrap().get(&(name.clone(), told.generation)).copied();
+        assert_eq!(given, Some([told.start_bound, told.response_bound, told.tolerance]), "{name} was given what it is told");
+    }
+
     /// "+a2" for a guarantee of generation 2 given to `a`, "-a2 Replaced" for its end.
     fn take(&self) -> Vec<String> {
         let text = |record: Record| match record {
@@ -254,6 +277,7 @@ impl World {
 
     async fn start(store: Memory, folder: Arc<tempfile::TempDir>, options: Options) -> Self {
         let (store, lanes, evidence) = (Arc::new(store), Arc::new(FakeLanes::default()), Arc::new(Recorded::default()));
+        lanes.rests_on(&evidence);
         let parts = Parts {
             store: Arc::<Memory>::clone(&store),
             codes: Codes::open(&folder.path().join("code"), Arc::new(OneFile)).unwrap(),
@@ -309,6 +333,7 @@ impl World {
             let told = running.reservation.as_ref().map(|it| (it.generation, it.shards.clone(), it.start_bound));
             let booked = view.grant(name).map(|it| reservation(it, function.admitted.unwrap().generation));
             assert_eq!(told, booked.map(|it| (it.generation, it.shards, it.start_bound)), "{name} runs as booked");
+            self.evidence.check(name, running.reservation.as_ref());
             expected.insert(home.key);
         }
         let serving: BTreeSet<FunctionKey> = inner.serving.keys().map(|(key, _)| *key).collect();
@@ -525,10 +550,12 @@ async fn a_label_changes_without_touching_instances() {
 async fn neighbours_are_told_their_new_numbers() {
     let world = World::new().await;
     world.put(spec("calm", "rate = \"5/s\"\nmax_run_time = \"20ms\"\nstart_within = \"500ms\"", "h"), b"one").await.unwrap();
+    let calm = format!("+calm{}", world.function("calm").admitted.unwrap().generation);
     for number in 0..4 {
         world.put(spec(&format!("busy{number}"), TERMS, "h"), b"one").await.unwrap();
         world.check();
     }
+    assert!(world.evidence.take()[1..].contains(&calm), "its bounds grew, and it was given them");
     world.control.delete(&"busy1".parse().unwrap(), None).await.unwrap();
     world.check();
     world.put(spec("busy2", MORE, "h"), b"one").await.unwrap();
@@ -605,13 +632,13 @@ async fn a_rise_of_the_tolerance_suspends_what_no_longer_fits_visibly() {
     let tight = "rate = \"20/s\"\nmax_run_time = \"5ms\"\nstart_within = \"20ms\"";
     world.put(spec("tight", tight, "h"), b"one").await.unwrap();
     world.put(spec("calm", "rate = \"5/s\"\nmax_run_time = \"5ms\"\nstart_within = \"500ms\"", "h"), b"one").await.unwrap();
-    let generation = world.function("tight").admitted.unwrap().generation;
+    let [generation, other] = ["tight", "calm"].map(|name| world.function(name).admitted.unwrap().generation);
     world.evidence.take();
     let suspended = world.control.tolerance_raised(Duration::from_millis(30)).await.unwrap();
     assert_eq!(suspended, ["tight".parse().unwrap()]);
     assert!(matches!(&world.function("tight").state, State::Suspended { reason } if reason.contains("30ms")));
     assert_eq!(world.lanes.route_of("tight").unwrap().0, Standing::Suspended);
-    assert_eq!(world.evidence.take(), [format!("-tight{generation} Suspended")]);
+    assert_eq!(world.evidence.take(), [format!("-tight{generation} Suspended"), format!("+calm{other}")]);
     world.check();
     let lower = world.restart(options()).await;
     assert_eq!(lower.function("tight").state, State::Active, "it fits again");
