@@ -1,10 +1,11 @@
 //! What a function can do to its node and its neighbours: nothing but fail.
 
-use std::io::Write;
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::support::{Node, is_root, processes_with, text_of, until};
+use crate::support::{Node, answer, is_root, processes_with, text_of, until};
 
 const SHORT: &str = "memory = \"128MB\"\ntimeout = \"1s\"\n";
 const LONG: &str = "memory = \"128MB\"\ntimeout = \"30s\"\n";
@@ -140,6 +141,35 @@ fn the_runtime_api_bears_nonsense() {
     assert_eq!(node.invoke("bad", &json!({"do": "foreign", "id": "00000000-0000-4000-8000-000000000000"})).value(), 400);
     node.must_serve("bad");
     node.must_serve("good");
+}
+
+#[test]
+fn a_flood_of_functions_that_answer_and_ask_for_no_more_leaves_the_others_their_turns() {
+    let node = Node::start();
+    let stated: Value = serde_json::from_slice(&node.ask("GET", "/v1/node", "").2).unwrap();
+    // Guarantees may hold six tenths of the machine's memory, best effort three.
+    let lane_mib = stated["memory"]["limit_mib"].as_u64().unwrap() / 2;
+    let parts = lane_mib.div_ceil(10_000);
+    let mute: Vec<String> = (0..parts).map(|nth| format!("mute{nth}")).collect();
+    for name in &mute {
+        node.must_deploy(name, &format!("memory = \"{}MB\"\ntimeout = \"30s\"\n", (lane_mib - 64) / parts));
+    }
+    node.must_deploy("good", &format!("{LONG}tenant = \"other\"\n"));
+    let flood: Vec<TcpStream> = mute
+        .iter()
+        .cycle()
+        .take(24)
+        .map(|name| {
+            let mut stream = node.connect();
+            stream.write_all(node.request(name, &json!({"do": "mute"}).to_string()).as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let first = answer(&mut BufReader::new(&flood[0])).unwrap();
+    assert_eq!((first.0, first.2.as_slice()), (200, br#""said""#.as_slice()));
+    for _ in 0..3 {
+        node.must_serve("good");
+    }
 }
 
 #[test]

@@ -223,3 +223,12 @@ def do_resolve(event, context):
 
 def do_exit(event, context):
     os._exit(3)
+
+
+def do_mute(event, context):
+    """Answers itself, and never asks for more."""
+    host, port = API.split(":")
+    api = http.client.HTTPConnection(host, int(port), timeout=5)
+    api.request("POST", f"/2018-06-01/runtime/invocation/{context.aws_request_id}/response", b'"said"')
+    api.getresponse().read()
+    threading.Event().wait()

@@ -64,16 +64,16 @@ impl Learned {
         self.0 = Some(self.0.map_or(new, |old| Sample { run: mean(old.run, run), wanted: mean(old.wanted, wanted) }));
     }
 
-    /// The cores that a run keeps busy, at most `cores`; one until it is known.
-    pub(super) fn cores(self, cores: u32) -> Part {
+    /// The cores that a run keeps busy; one until it is known. More than there are, where threads wait for them, or where an
+    /// instance computes after its answer.
+    pub(super) fn cores(self) -> Part {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let part = self.0.map_or(Part::ONE_CORE, |known| Part::of(nanos(known.wanted), nanos(known.run), 1));
-        part.min(Part(u64::from(cores) * WHOLE))
+        self.0.map_or(Part::ONE_CORE, |known| Part::of(nanos(known.wanted), nanos(known.run), 1))
     }
 
     /// What a run takes of the places.
     pub(super) fn places(self) -> Part {
-        self.cores(1)
+        self.cores().min(Part::ONE_CORE)
     }
 }
 
@@ -84,6 +84,8 @@ pub(super) struct Place {
     pub(super) since: Time,
     /// When it is looked whether it is still there.
     pub(super) look: Time,
+    /// When its tenant had been let in before, if that had to wait for its own.
+    before: Option<Time>,
     age: Age,
 }
 
@@ -107,7 +109,7 @@ pub(super) struct Gate {
 struct Old {
     part: u64,
     runs: u32,
-    /// When it was let in last.
+    /// When it was let in last, or, if not since it has such runs, when the first of them was.
     moved: Time,
 }
 
@@ -136,13 +138,26 @@ impl Gate {
         if until <= now { Entry::Open } else { Entry::HeldUntil(until) }
     }
 
-    /// Somebody is let in.
+    /// Somebody is let in whose turn it is.
     pub(super) fn enter(&mut self, tenant: &Tenant, part: Part, now: Time) -> Place {
-        self.young += part.0;
+        let mut place = self.take(part, now);
         if let Some(old) = self.old.get_mut(tenant) {
-            old.moved = now;
+            place.before = Some(std::mem::replace(&mut old.moved, now));
         }
-        Place { part, since: now, look: now + YOUNG, age: Age::Young }
+        place
+    }
+
+    /// What was let in has started and not run yet: unless another was let in since, its run is, as if it had not been.
+    pub(super) fn started(&mut self, tenant: &Tenant, place: &Place) {
+        if let (Some(before), Some(old)) = (place.before, self.old.get_mut(tenant).filter(|old| old.moved == place.since)) {
+            old.moved = before;
+        }
+    }
+
+    /// Somebody takes a place without a turn; whoever is held by his own waits no longer for that.
+    pub(super) fn take(&mut self, part: Part, now: Time) -> Place {
+        self.young += part.0;
+        Place { part, since: now, look: now + YOUNG, before: None, age: Age::Young }
     }
 
     pub(super) fn leave(&mut self, place: Place) {
@@ -165,7 +180,6 @@ impl Gate {
             Age::Young => {
                 self.young -= place.part.0;
                 let old = self.old.entry(tenant.clone()).or_insert(Old { part: 0, runs: 0, moved: place.since });
-                old.moved = old.moved.max(place.since);
                 old.part += place.part.0;
                 old.runs += 1;
                 place.age = Age::Old(tenant.clone());
@@ -212,7 +226,7 @@ mod tests {
         for (run, wanted) in samples {
             learned.learn(ms(*run), ms(*wanted));
         }
-        assert_eq!((learned.places(), learned.cores(2)), expected, "{samples:?}");
+        assert_eq!((learned.places(), learned.cores()), expected, "{samples:?}");
     }
 
     #[test]
@@ -225,7 +239,8 @@ mod tests {
         check(&[(10, 0)], both(0));
         // Several threads: they are charged for, and take one place.
         check(&[(10, 15)], (Part(1_000), Part(1_500)));
-        check(&[(10, 90)], (Part(1_000), Part(2_000)));
+        // Mostly after the answer.
+        check(&[(10, 90)], (Part(1_000), Part(9_000)));
     }
 
     #[test]
@@ -249,6 +264,20 @@ mod tests {
         assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(200)), Entry::Open);
         gate.leave(place);
         assert!(gate.is_empty());
+    }
+
+    #[test]
+    fn a_start_without_a_turn_makes_who_is_held_by_his_own_wait_no_longer() {
+        let mut gate = Gate::new(1);
+        let a = tenant("a");
+        let mut run = gate.enter(&a, Part::ONE_CORE, Time::ZERO);
+        gate.grow_old(&mut run, &a);
+        let mut start = gate.take(Part::ONE_CORE, Time::ZERO + ms(90));
+        assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(90)), Entry::Full);
+        gate.grow_old(&mut start, &a);
+        assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(190)), Entry::HeldUntil(Time::ZERO + ms(200)));
+        gate.leave(run);
+        assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(190)), Entry::HeldUntil(Time::ZERO + ms(200)));
     }
 
     proptest! {

@@ -96,7 +96,9 @@ impl Engine {
     /// Kills the instances of a code that have nothing to do.
     fn retire(&mut self, key: FunctionKey, code: u64, actions: &mut Vec<Action>) {
         let free = |instance: &Instance| match instance.state {
-            State::Starting { .. } | State::Idle { .. } | State::Finishing => (instance.function, instance.code) == (key, code),
+            State::Starting { .. } | State::Idle { .. } | State::Finishing { .. } => {
+                (instance.function, instance.code) == (key, code)
+            }
             State::Busy { .. } | State::Dying => false,
         };
         let ids: Vec<InstanceId> = self.instances.iter().filter(|(_, instance)| free(instance)).map(|(id, _)| *id).collect();
@@ -120,6 +122,7 @@ impl Engine {
             }
             self.installing.remove(&key);
             let id = self.spawn(key, code, u64::from(memory.mib()));
+            self.enter_unasked(id);
             actions.push(Action::Start { instance: id, function: key, version, on: Placement::BestEffort });
             if let Some(incoming) = self.functions.get_mut(&key).and_then(|function| function.incoming.as_mut()) {
                 incoming.started = Some(id);
@@ -151,7 +154,8 @@ impl Engine {
         let id = InstanceId(2 * self.numbers + 1); // odd here, even in the guaranteed lane
         self.used.mib += mib;
         self.used.instances += 1;
-        self.instances.insert(id, Instance { function: key, code, mib, state: State::Starting { since: self.now }, place: None });
+        let state = State::Starting { since: self.now };
+        self.instances.insert(id, Instance { function: key, code, mib, state, place: None, unpaid: None });
         self.timers.insert((self.now + self.options.start_limit, Timer::Starting(id)));
         id
     }
@@ -179,9 +183,16 @@ impl Engine {
 
     fn held_by_long_runs(&self) -> Room {
         let mut held = Room::default();
-        for run in self.running.values().filter(|run| run.delivered + PATIENCE <= self.now) {
-            held.mib += self.instances.get(&run.instance).map_or(0, |instance| instance.mib);
-            held.instances += 1;
+        for instance in self.instances.values() {
+            let since = match instance.state {
+                State::Starting { since } | State::Finishing { since } => Some(since),
+                State::Busy { invocation } => self.running.get(&invocation).map(|run| run.delivered),
+                State::Idle { .. } | State::Dying => None,
+            };
+            if since.is_some_and(|since| since + PATIENCE <= self.now) {
+                held.mib += instance.mib;
+                held.instances += 1;
+            }
         }
         held
     }
@@ -195,7 +206,12 @@ impl Engine {
                 let function = self.functions.get_mut(&key);
                 let serving = function.as_ref().is_some_and(|function| function.code == code);
                 match function {
-                    Some(function) if serving => function.starting -= 1,
+                    Some(function) if serving => {
+                        function.starting -= 1;
+                        if let Some(place) = &instance.place {
+                            self.gate.started(&function.deployment.tenant, place);
+                        }
+                    }
                     Some(function) if function.incoming.as_ref().is_some_and(|incoming| incoming.code == code) => {
                         self.switch(key, actions);
                     }
@@ -203,7 +219,10 @@ impl Engine {
                 }
                 self.rest(id, actions);
             }
-            State::Finishing => self.rest(id, actions),
+            State::Finishing { since } => {
+                self.timers.remove(&(since + self.options.finish_limit, Timer::Finishing(id)));
+                self.rest(id, actions);
+            }
             State::Idle { .. } | State::Busy { .. } | State::Dying => {}
         }
     }
@@ -253,9 +272,11 @@ impl Engine {
     /// An instance counts no more for its function.
     fn leave_function(&mut self, id: InstanceId, state: State) {
         let Some(instance) = self.instances.get(&id) else { return };
-        if let State::Starting { since } = state {
-            self.timers.remove(&(since + self.options.start_limit, Timer::Starting(id)));
-        }
+        match state {
+            State::Starting { since } => self.timers.remove(&(since + self.options.start_limit, Timer::Starting(id))),
+            State::Finishing { since } => self.timers.remove(&(since + self.options.finish_limit, Timer::Finishing(id))),
+            State::Idle { .. } | State::Busy { .. } | State::Dying => false,
+        };
         let function = self.functions.get_mut(&instance.function).filter(|function| function.code == instance.code);
         if let Some(function) = function {
             function.total -= 1;
@@ -281,11 +302,12 @@ impl Engine {
         match state {
             State::Starting { .. } | State::Idle { .. } => self.start_failed(key, code, actions),
             State::Busy { invocation } => {
-                if self.leave_running(invocation).is_some() {
+                if let Some((_, run)) = self.leave_running(invocation) {
+                    self.charge(&run);
                     actions.push(Action::Fail { id: invocation, end: End::Crashed });
                 }
             }
-            State::Finishing | State::Dying => {}
+            State::Finishing { .. } | State::Dying => {}
         }
         self.refresh(key);
     }

@@ -43,6 +43,8 @@ pub struct Options {
     pub idle_keep: Duration,
     /// An instance that is not ready after this time is killed; its start has failed.
     pub start_limit: Duration,
+    /// An instance that has answered and does not ask for its next invocation within this time is killed.
+    pub finish_limit: Duration,
     /// Starts that may fail in a row before the waiting invocations of a function are refused.
     pub start_failures: u32,
     /// The pause before the third start in a row of which two have failed; it doubles from there.
@@ -62,6 +64,7 @@ impl Default for Options {
             cores: 1,
             idle_keep: Duration::from_secs(300),
             start_limit: Duration::from_secs(30),
+            finish_limit: Duration::from_secs(5),
             start_failures: 3,
             restart_first: Duration::from_millis(100),
             restart_last: Duration::from_secs(30),
@@ -146,14 +149,25 @@ struct Instance {
     state: State,
     /// What it takes of the cores; nothing while it is idle.
     place: Option<Place>,
+    /// Its run that has ended, until it asks for the next.
+    unpaid: Option<Unpaid>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Starting { since: Time },
-    Idle { since: Time },
-    Busy { invocation: InvocationId },
-    Finishing,
+    Starting {
+        since: Time,
+    },
+    Idle {
+        since: Time,
+    },
+    Busy {
+        invocation: InvocationId,
+    },
+    /// It has answered and does not ask for more yet.
+    Finishing {
+        since: Time,
+    },
     Dying,
 }
 
@@ -166,10 +180,20 @@ struct Running {
     charge: Charge,
 }
 
+/// A run that has ended. It is charged for when its instance asks for the next, or is there no more.
+#[derive(Debug)]
+struct Unpaid {
+    function: FunctionKey,
+    charge: Charge,
+    delivered: Time,
+    took: Duration,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Stop(InvocationId),
     Starting(InstanceId),
+    Finishing(InstanceId),
     Restart(FunctionKey),
     /// The place of an instance is exclusive no more, or its run has lasted twice as long since.
     Old(InstanceId),
@@ -180,7 +204,7 @@ enum Timer {
     Patience,
 }
 
-/// A run that takes longer than this is not waited for by those who need its memory.
+/// A run, a start or an end that takes longer than this is not waited for by those who need its memory.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Whether there is room for an instance.
@@ -189,18 +213,21 @@ enum Space {
     Made,
     /// When those being killed are gone, or short runs have ended.
     Soon,
-    /// By runs that have taken long already.
+    /// By runs, starts or ends that have taken long already.
     Held,
 }
 
-/// What a run of a function is charged for each second: the cores it keeps busy, or its part of the memory or of the places
-/// for running invocations, times the cores, if one of these is more. So who computes pays for cores, and who holds memory
-/// while he waits for that. DRFQ (SIGCOMM'12): fair queueing by whatever resource a flow uses the largest part of.
-fn price(options: &Options, function: &Function) -> Part {
+/// What a run of a function that `took` this long is charged for: the cores it kept busy, or its part of the memory or of the
+/// places for running invocations, times the cores, if one of these is more. So who computes pays for cores, and who holds
+/// memory while he waits for that. What his instance does until it asks for more is measured as part of his runs, so that they
+/// may want more cores than there are; and its place and its memory are paid for as long as it `held` them.
+/// DRFQ (SIGCOMM'12): fair queueing by whatever resource a flow uses the largest part of.
+fn price(options: &Options, function: &Function, took: Duration, held: Duration) -> Duration {
     let cores = u64::from(options.cores);
     let memory = Part::of(u64::from(function.deployment.memory.mib()), options.memory_mib, cores);
     let place = Part::of(1, u64::from(options.concurrency), cores);
-    function.learned.cores(options.cores).max(memory).max(place)
+    let run = function.learned.cores().max(place).of_time(took);
+    run.max(function.learned.places().max(memory).of_time(held))
 }
 
 fn function_tenant(functions: &BTreeMap<FunctionKey, Function>, key: FunctionKey) -> Tenant {
@@ -279,6 +306,7 @@ impl Engine {
             match timer {
                 Timer::Stop(id) => self.stop(id, End::Overran, actions),
                 Timer::Starting(instance) => self.start_overdue(instance, actions),
+                Timer::Finishing(instance) => self.kill(instance, actions),
                 Timer::Restart(function) => self.refresh(function),
                 Timer::Old(instance) => self.grow_old(instance),
                 Timer::Held => self.gate_armed = None,
@@ -389,7 +417,7 @@ impl Engine {
     fn serve(&mut self, key: FunctionKey, instance: InstanceId, actions: &mut Vec<Action>) {
         let function = self.functions.get(&key).expect("invariant: whose turn it is, is known");
         let (timeout, learned) = (function.deployment.timeout, function.learned);
-        let estimate = price(&self.options, function).of_time(function.mean_run);
+        let estimate = price(&self.options, function, function.mean_run, function.mean_run);
         let tenant = &function.deployment.tenant;
         let Some((id, deadline, charge)) = self.queue.pop_for(tenant, estimate) else { return };
         self.waiting.remove(&id);
@@ -411,12 +439,13 @@ impl Engine {
     }
 
     fn ended(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
-        let Some(instance) = self.leave_running(id) else { return };
+        let Some((instance, run)) = self.leave_running(id) else { return };
         let Some(known) = self.instances.get_mut(&instance) else { return };
-        known.state = State::Finishing;
+        // It keeps its place, as old as that is, until it asks for more.
+        known.state = State::Finishing { since: self.now };
+        known.unpaid = Some(run);
         let (key, code) = (known.function, known.code);
-        let learned = self.functions.get(&key).map(|function| function.learned).unwrap_or_default();
-        self.enter(instance, learned.places());
+        self.timers.insert((self.now + self.options.finish_limit, Timer::Finishing(instance)));
         match self.functions.get_mut(&key).filter(|function| function.code == code) {
             Some(function) => function.restarts.worked(),
             None => self.kill(instance, actions), // its version was replaced, or its function removed
@@ -425,7 +454,8 @@ impl Engine {
 
     /// It is at its timeout: it is stopped with its instance, and its client told.
     fn stop(&mut self, id: InvocationId, end: End, actions: &mut Vec<Action>) {
-        let Some(instance) = self.leave_running(id) else { return };
+        let Some((instance, run)) = self.leave_running(id) else { return };
+        self.charge(&run);
         actions.push(Action::Fail { id, end });
         self.kill(instance, actions);
     }
@@ -440,17 +470,23 @@ impl Engine {
         }
     }
 
-    /// Takes a running invocation off its instance and corrects what it was charged with.
-    fn leave_running(&mut self, id: InvocationId) -> Option<InstanceId> {
+    /// Takes a running invocation off its instance.
+    fn leave_running(&mut self, id: InvocationId) -> Option<(InstanceId, Unpaid)> {
         let Running { function, instance, delivered, until, charge } = self.running.remove(&id)?;
         self.timers.remove(&(until, Timer::Stop(id)));
         let took = self.now.since(delivered);
-        let paid = self.functions.get(&function).map_or(took, |function| price(&self.options, function).of_time(took));
-        self.queue.settle(&charge, paid);
         if let Some(function) = self.functions.get_mut(&function) {
             function.mean_run = (function.mean_run * 7 + took) / 8;
         }
-        Some(instance)
+        Some((instance, Unpaid { function, charge, delivered, took }))
+    }
+
+    /// Corrects what a run was charged with, when its instance is of no more use to it.
+    fn charge(&mut self, run: &Unpaid) {
+        let held = self.now.since(run.delivered);
+        let function = self.functions.get(&run.function);
+        let paid = function.map_or(held, |function| price(&self.options, function, run.took, held));
+        self.queue.settle(&run.charge, paid);
     }
 
     fn drain(&mut self, actions: &mut Vec<Action>) {
@@ -498,7 +534,7 @@ impl Engine {
         }
     }
 
-    /// An instance begins to start, to run or to ask for more: it takes a place, in exchange for the one it has.
+    /// An instance begins to start or to run: it takes a place.
     fn enter(&mut self, id: InstanceId, part: Part) {
         self.leave(id);
         let Some(instance) = self.instances.get_mut(&id) else { return };
@@ -507,21 +543,31 @@ impl Engine {
         self.timers.insert((self.now + YOUNG, Timer::Old(id)));
     }
 
-    /// Takes its place from an instance.
+    /// An instance starts for which nobody waits. A deployment is not held, but others are by its start.
+    fn enter_unasked(&mut self, id: InstanceId) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        instance.place = Some(self.gate.take(Part::ONE_CORE, self.now));
+        self.timers.insert((self.now + YOUNG, Timer::Old(id)));
+    }
+
+    /// Takes its place from an instance, and charges for its run that has ended.
     fn leave(&mut self, id: InstanceId) {
-        if let Some(place) = self.instances.get_mut(&id).and_then(|instance| instance.place.take()) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let (place, unpaid) = (instance.place.take(), instance.unpaid.take());
+        if let Some(place) = place {
             self.timers.remove(&(place.look, Timer::Old(id)));
             self.gate.leave(place);
         }
+        if let Some(run) = unpaid {
+            self.charge(&run);
+        }
     }
 
-    /// Young -> old. Whoever has answered and does not ask for more by then computes nothing for anybody. A run that lasts says
-    /// how long its function's runs are before it ends.
+    /// Young -> old. A run that lasts says how long its function's runs are before it ends.
     fn grow_old(&mut self, id: InstanceId) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
         match instance.state {
-            State::Finishing => return self.leave(id),
-            State::Starting { .. } | State::Busy { .. } => {}
+            State::Starting { .. } | State::Busy { .. } | State::Finishing { .. } => {}
             State::Idle { .. } | State::Dying => return,
         }
         let Some(place) = instance.place.as_mut() else { return };

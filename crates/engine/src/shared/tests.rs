@@ -45,6 +45,10 @@ struct World {
     run: BTreeMap<FunctionKey, Duration>,
     /// The part of a run that wants a core, where it is measured.
     wanted: BTreeMap<FunctionKey, Duration>,
+    /// How long after an answer an instance asks for more, where that is not a millisecond.
+    asks_after: BTreeMap<FunctionKey, Duration>,
+    /// How long a start takes, where that is not [`COLD`].
+    starts_in: BTreeMap<FunctionKey, Duration>,
     served: BTreeMap<FunctionKey, Duration>,
     delivered: Vec<FunctionKey>,
     starts: usize,
@@ -72,6 +76,8 @@ impl World {
             open: BTreeMap::new(),
             run: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            asks_after: BTreeMap::new(),
+            starts_in: BTreeMap::new(),
             served: BTreeMap::new(),
             delivered: Vec::new(),
             starts: 0,
@@ -137,7 +143,8 @@ impl World {
                 self.tell(Event::Measured { id: *id, run, wanted });
             }
             self.answer(*id);
-            self.plan(MS, Event::Ready { instance });
+            let after = self.asks_after.get(&function).copied().unwrap_or(MS);
+            self.plan(after, Event::Ready { instance });
         }
         if let Event::Ready { instance } = &event {
             if self.killed.contains(instance) || !self.instances.contains_key(instance) {
@@ -177,7 +184,8 @@ impl World {
                 let mib = u64::from(self.deployments[&function].memory.mib());
                 assert!(self.instances.insert(instance, (mib, None)).is_none());
                 let fails = self.rng.random_range(0..1000) < self.faults;
-                self.plan(COLD, if fails { Event::Gone { instance } } else { Event::Ready { instance } });
+                let cold = self.starts_in.get(&function).copied().unwrap_or(COLD);
+                self.plan(cold, if fails { Event::Gone { instance } } else { Event::Ready { instance } });
             }
             Action::Kill { instance } => {
                 assert!(self.instances.contains_key(&instance) && self.killed.insert(instance), "killed {instance} for nothing");
@@ -287,6 +295,98 @@ fn a_long_run_that_holds_the_memory_of_one_does_not_stop_the_others() {
     assert_eq!(world.delivered, [FunctionKey(1), FunctionKey(3)]);
     world.run_for(Duration::from_secs(700));
     assert_eq!(world.delivered.last(), Some(&FunctionKey(2)));
+}
+
+#[test]
+fn an_instance_that_answers_and_asks_for_no_more_keeps_its_memory_for_5_s_and_nobody_waits_for_it() {
+    let mut world = World::new(1, options());
+    world.install(deployment(1, "mute", 700), MS);
+    world.asks_after.insert(FunctionKey(1), Duration::from_secs(3_600));
+    world.install(deployment(2, "big", 700), 5 * MS);
+    world.install(deployment(3, "small", 100), 5 * MS);
+    world.arrive(1);
+    world.run_for(COLD + MS);
+    world.arrive(2);
+    world.arrive(3);
+    world.run_for(Duration::from_millis(500) + COLD + 5 * MS);
+    assert_eq!(world.delivered, [FunctionKey(1), FunctionKey(3)]);
+    world.run_for(Duration::from_millis(4_600));
+    assert_eq!(world.delivered.last(), Some(&FunctionKey(2)));
+    world.run_for(Duration::from_secs(400));
+    assert_eq!(world.engine.load(), super::Load::default());
+}
+
+#[test]
+fn a_start_that_lasts_does_not_stop_the_starts_of_others() {
+    let mut world = World::new(1, options());
+    world.install(deployment(1, "slow", 700), MS);
+    world.starts_in.insert(FunctionKey(1), Duration::from_secs(3_600));
+    world.install(deployment(2, "big", 700), 5 * MS);
+    world.install(deployment(3, "small", 100), 5 * MS);
+    for key in 1..=3 {
+        world.arrive(key);
+    }
+    world.run_for(Duration::from_millis(600));
+    assert_eq!(world.delivered, [FunctionKey(3)]);
+}
+
+/// Function 1 fills the memory, answers at once and asks for no more; function 2 of another tenant runs for 20 ms.
+#[test]
+fn who_floods_with_instances_that_ask_for_no_more_pays_for_their_memory() {
+    let mut world = World::new(1, options());
+    world.install(deployment(1, "mute", 1024), MS);
+    world.asks_after.insert(FunctionKey(1), Duration::from_secs(3_600));
+    world.install(deployment(2, "calm", 128), 20 * MS);
+    for key in [1, 2] {
+        for _ in 0..500 {
+            world.arrive(key);
+        }
+    }
+    world.run_for(Duration::from_secs(12));
+    let served = |key: u64| world.delivered.iter().filter(|of| **of == FunctionKey(key)).count();
+    assert!(served(1) <= 2 && 400 <= served(2), "{} and {}", served(1), served(2));
+}
+
+/// On one core, function 1 answers after 1 ms and computes for 99 ms then, function 2 of another tenant computes for 50 ms.
+fn check_work_after_answers(measured: Option<Duration>) {
+    let mut world = World::new(1, Options { cores: 1, ..options() });
+    world.install(deployment(1, "a", 64), MS);
+    world.asks_after.insert(FunctionKey(1), 99 * MS);
+    world.wanted.extend(measured.map(|wanted| (FunctionKey(1), wanted)));
+    world.install(deployment(2, "b", 64), 50 * MS);
+    for key in [1, 2] {
+        for _ in 0..200 {
+            world.arrive(key);
+        }
+    }
+    world.run_for(Duration::from_secs(8));
+    let served = |key: u64| world.delivered.iter().filter(|of| **of == FunctionKey(key)).count();
+    let (first, second) = (served(1) * 100, served(2) * 51);
+    assert!(first.abs_diff(second) <= 300 && 7_500 <= first + second, "{first} and {second} ms, measured as {measured:?}");
+}
+
+#[test]
+fn work_after_an_answer_is_paid_for() {
+    check_work_after_answers(Some(100 * MS));
+    check_work_after_answers(Some(MS));
+    check_work_after_answers(None);
+}
+
+#[test]
+fn who_is_held_by_his_own_is_let_in_every_200_ms_whatever_starts_and_ends_meanwhile() {
+    let mut world = World::new(1, Options { cores: 1, ..options() });
+    for (key, run) in [(1, 900), (2, 100), (3, 5)] {
+        world.install(deployment(key, "a", 64), MS * run);
+    }
+    for key in 1..=3 {
+        world.arrive(key);
+        world.run_for(COLD);
+    }
+    world.run_for(Duration::from_millis(150));
+    assert_eq!(world.delivered, [1, 2].map(FunctionKey), "200 ms after the first run began, and a start");
+    // The second run lasts from 300 to 400 ms.
+    world.run_for(Duration::from_millis(200) + COLD);
+    assert_eq!(world.delivered, [1, 2, 3].map(FunctionKey));
 }
 
 #[test]
