@@ -107,6 +107,7 @@ impl Engine {
         moves.so_far = so_far;
         let granted = so_far.whole().saturating_sub(moves.granted);
         moves.granted += granted;
+        self.moving.insert((facts.function, id));
         if !granted.is_zero() {
             self.timers.remove(&(*bound, Timer::Stop(id)));
             *bound += granted;
@@ -182,6 +183,7 @@ impl Engine {
         }
         let Some(Invocation::Running { facts, instance, until }) = self.invocations.remove(&id) else { return None };
         self.timers.remove(&(until, Timer::Stop(id)));
+        self.moving.remove(&(facts.function, id));
         Some((facts, instance))
     }
 

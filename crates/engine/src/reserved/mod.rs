@@ -87,6 +87,8 @@ pub struct Engine {
     instances: BTreeMap<InstanceId, Instance>,
     invocations: BTreeMap<InvocationId, Invocation>,
     leases: BTreeMap<LeaseId, Lease>,
+    /// Those that run and whose input or result is long, by their functions.
+    moving: BTreeSet<(FunctionKey, InvocationId)>,
     timers: BTreeSet<(Time, Timer)>,
     gaps: Gaps,
     runs: Runs,
@@ -226,6 +228,7 @@ impl Engine {
             instances: BTreeMap::new(),
             invocations: BTreeMap::new(),
             leases: BTreeMap::new(),
+            moving: BTreeSet::new(),
             timers: BTreeSet::new(),
             gaps: Gaps::new(),
             runs: Runs::new(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dispatch::{Full, Slot};
-use model::{End, FunctionKey, InvocationId, LeaseId, Overflow, Time};
+use model::{End, FunctionKey, InvocationId, LeaseId, Level, Overflow, Time};
 
 use super::fleet::Waiter;
 use super::promise::{Facts, Missing, Taken};
@@ -214,11 +214,20 @@ impl Engine {
         (Place { bay, number }, missing)
     }
 
-    /// Whether a long input or result of a function moves, or moved and its invocation still runs.
+    /// Whether a long input or result keeps an instance of a function beyond the bound that instances are reserved for. Before it,
+    /// the invocation is one like any other. Looks at no more than K.
     fn is_transferring(&self, key: FunctionKey) -> bool {
-        self.invocations.values().any(|invocation| match invocation {
-            Invocation::Running { facts, .. } => facts.function == key && facts.transfer.is_some(),
-            Invocation::Queued { .. } | Invocation::Waiting { .. } => false,
+        let moving = self.moving.range((key, InvocationId::from_u128(0))..=(key, InvocationId::from_u128(u128::MAX)));
+        moving.into_iter().any(|(_, id)| match self.invocations.get(id) {
+            Some(Invocation::Running { facts, until, .. }) => {
+                let patience = match self.promises[&facts.promise].level {
+                    Level::Hard => Duration::ZERO,
+                    Level::Soft => self.options.soft_patience,
+                };
+                let granted = facts.transfer.as_ref().map_or(Duration::ZERO, |moves| moves.granted);
+                until.before(granted).before(patience) < self.now
+            }
+            Some(Invocation::Queued { .. } | Invocation::Waiting { .. }) | None => false,
         })
     }
 

@@ -216,6 +216,19 @@ fn whoever_waits_for_an_instance_with_a_long_result_is_late_by_its_functions_doi
 }
 
 #[test]
+fn a_long_result_within_the_bound_that_instances_are_reserved_for_excuses_no_shortage() {
+    let mut subject = subject(1, per_second(10), 1, 200 * MS);
+    subject.reservation().shards[0].instances = 1;
+    let mut world = serving(&[&subject]);
+    world.ways = Some(10 * MS);
+    for after in [0, 100] {
+        world.arrive_in(after * MS, 1, None);
+    }
+    world.run_for(Duration::from_secs(9));
+    assert_eq!(causes(&world), [Cause::Bug]);
+}
+
+#[test]
 fn a_lease_holds_an_instance_and_its_input_starts_at_once() {
     let mut subject = subject(1, per_second(10), 1, 5 * MS);
     subject.terms().lead = 50 * MS;
