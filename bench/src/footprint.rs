@@ -83,7 +83,7 @@ pub(crate) fn run(programs: &Programs, depth: Depth) -> Result<Found> {
 }
 
 /// All processes that a process started, directly or not.
-fn descendants(root: u32) -> Result<Vec<u32>> {
+pub(crate) fn descendants(root: u32) -> Result<Vec<u32>> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").context("cannot list /proc")? {
         let Some(process) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };

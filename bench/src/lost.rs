@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::clock;
+use crate::footprint::descendants;
 use crate::handlers::Language;
 use crate::result::{Spread, millis, ratio};
 use crate::site::{Node, Programs};
@@ -85,7 +86,7 @@ fn successors(node: &Node, name: &str, asks: usize, times: usize) -> Result<Spre
         node.invoke(name, EVENT)?;
         clock::pause(PAUSE);
         let begin = clock::monotonic_ns();
-        kill(name)?;
+        kill(node, name)?;
         clock::pause(NOTICE);
         // Whoever came before the node knew of the death was with the dead instance, and shows nothing.
         if (0..asks).any(|_| node.invoke(name, EVENT).is_ok()) {
@@ -98,15 +99,14 @@ fn successors(node: &Node, name: &str, asks: usize, times: usize) -> Result<Spre
     bail!("of {} deaths of `{name}` only {} were noticed before the next invocation", TRIES * times, all.len())
 }
 
-/// Kills the instance of a function as its environment tells it.
-fn kill(name: &str) -> Result<()> {
+/// Kills the instance of a function as its environment tells it, of this node alone.
+fn kill(node: &Node, name: &str) -> Result<()> {
     let wanted = format!("AWS_LAMBDA_FUNCTION_NAME={name}");
     let mut killed = 0_u32;
-    for entry in fs::read_dir("/proc").context("cannot list processes")? {
-        let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
+    for process in descendants(node.pid())? {
+        let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) else { continue };
         // A process that ends meanwhile, or that is none of ours to read, is no instance of it.
-        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
+        let Ok(environment) = fs::read(format!("/proc/{process}/environ")) else { continue };
         if environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()) {
             kill_process(pid, Signal::KILL).with_context(|| format!("cannot kill the instance of `{name}`"))?;
             killed += 1;
