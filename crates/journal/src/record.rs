@@ -133,7 +133,7 @@ pub struct Invocation {
 }
 
 /// How long the node had a long input or result in its hands: it moved them, or they waited for their turn. What the instance took
-/// to read or to write is not in it. The start is promised later by the input's part, the end by both.
+/// to read or to write is not in it. While it had both, it counts as the input's. The start is promised later by the input's part, the end by both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transfer {
     /// From the node to the instance.
@@ -143,10 +143,11 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Each part cut to so much.
+    /// Cut to so much in the whole.
     #[must_use]
     pub fn at_most(self, most: Duration) -> Self {
-        Self { input: self.input.min(most), result: self.result.min(most) }
+        let input = self.input.min(most);
+        Self { input, result: self.result.min(most.saturating_sub(input)) }
     }
 
     #[must_use]

@@ -402,9 +402,9 @@ fn check_shape(promise: &Promise, record: &Invocation, problems: &mut Vec<Proble
             .started
             .is_none_or(|start| record.delivered.is_some_and(|delivered| delivered <= start) && start <= record.ended);
     let unused_lease = record.held.is_some() && record.delivered.is_none();
-    // What the node had in its hands, it had while the invocation was with it.
+    // What the node had in its hands, it had while the invocation was with it, and no time counts twice.
     let since = record.ended.since(record.arrived);
-    let moved = record.transfer.as_ref().is_none_or(|it| record.delivered.is_some() && it.input <= since && it.result <= since);
+    let moved = record.transfer.as_ref().is_none_or(|it| record.delivered.is_some() && it.whole() <= since);
     if !moved
         || !classed
         || !begun

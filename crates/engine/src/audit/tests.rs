@@ -262,6 +262,19 @@ fn a_steal_whose_evidence_may_have_been_lost_is_unproven_and_not_a_contradiction
 }
 
 #[test]
+fn an_invocation_was_no_longer_on_its_ways_than_it_took() {
+    let check = |result, expected| {
+        let journal = altered(0, |record| {
+            assert_eq!(record.ended.since(record.arrived), 5 * MS, "it took its whole run");
+            record.transfer = Some(Box::new(journal::record::Transfer { input: 3 * MS, result }));
+        });
+        assert_eq!(verdict(&journal), expected, "{result:?}");
+    };
+    check(2 * MS, Verdict::Kept);
+    check(2 * MS + Duration::from_nanos(1), Verdict::Contradicted);
+}
+
+#[test]
 fn a_crowded_story_is_audited_in_bounded_memory() {
     let mut world = World::new(3);
     world.faults = Faults { abandon: 500, ..Faults::default() };

@@ -150,9 +150,12 @@ impl<S> Paced<S> {
 }
 
 /// How long the lane had a long input or result in its hands: from when the other side had done its part until it is that one's turn
-/// again. No invocation's run time.
+/// again. No invocation's run time. Time in which it had both of an invocation counts as the input's only.
 #[derive(Debug, Default)]
 pub(super) struct Transit {
+    /// Of a result: the input of its invocation, and how long the lane had had that when it got this.
+    input: Option<Rc<Self>>,
+    input_then: Cell<Duration>,
     with_lane: Cell<Duration>,
     since: Cell<Option<Time>>,
     /// When the piece at hand is moved at the latest, as far as is known.
@@ -161,8 +164,23 @@ pub(super) struct Transit {
 }
 
 impl Transit {
+    /// A result whose input may still be on its way.
+    pub(super) fn beside(input: Rc<Self>) -> Self {
+        Self { input: Some(input), ..Self::default() }
+    }
+
     pub(super) fn with_lane(&self, now: Time) -> Duration {
-        self.with_lane.get() + self.since.get().map_or(Duration::ZERO, |since| now.since(since))
+        self.with_lane_beside(now, self.input_with_lane(now))
+    }
+
+    /// The same where the lane has had the input so long by then.
+    pub(super) fn with_lane_beside(&self, now: Time, input: Duration) -> Duration {
+        let both = input.saturating_sub(self.input_then.get());
+        self.with_lane.get() + self.since.get().map_or(Duration::ZERO, |since| now.since(since).saturating_sub(both))
+    }
+
+    fn input_with_lane(&self, now: Time) -> Duration {
+        self.input.as_ref().map_or(Duration::ZERO, |input| input.with_lane(now))
     }
 
     /// When it will be the other side's turn again, if it is not.
@@ -171,18 +189,23 @@ impl Transit {
     }
 
     /// It is the lane's turn: it moves the next piece at `from`.
-    fn lanes(&self, now: Time, from: Time) {
+    pub(super) fn lanes(&self, now: Time, from: Time) {
         self.until.set(from + TIMER);
         self.turns.set(self.turns.get() + 1);
         if self.turns.get() <= TRANSIT_TURNS_MAX && self.since.get().is_none() {
             self.since.set(Some(now));
+            self.input_then.set(self.input_with_lane(now));
         }
     }
 
     /// It is the other side's turn, or all is moved.
     pub(super) fn others(&self) {
+        self.others_at(clock::now());
+    }
+
+    fn others_at(&self, now: Time) {
         if self.since.get().is_some() {
-            self.with_lane.set(self.with_lane(clock::now()));
+            self.with_lane.set(self.with_lane(now));
             self.since.set(None);
         }
     }
@@ -582,6 +605,28 @@ mod tests {
             there.read_exact(&mut [0; 1]).await.unwrap();
             paced.next_request();
         }
+    }
+
+    #[test]
+    fn what_is_with_the_lane_beside_its_input_counts_once() {
+        let at = Time::from_millis;
+        let input = Rc::new(Transit::default());
+        let result = Transit::beside(Rc::clone(&input));
+        let check = |now, expected: [u64; 2]| {
+            let found = [input.with_lane(at(now)), result.with_lane(at(now))];
+            assert_eq!(found, expected.map(Duration::from_millis), "at {now} ms");
+        };
+        input.lanes(at(100), at(100));
+        result.lanes(at(110), at(110));
+        check(130, [30, 0]);
+        input.others_at(at(140));
+        check(150, [40, 10]);
+        input.lanes(at(160), at(160));
+        result.others_at(at(170));
+        check(180, [60, 20]);
+        input.others_at(at(190));
+        result.lanes(at(200), at(200));
+        check(210, [70, 30]);
     }
 
     fn futures_poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {

@@ -51,8 +51,9 @@ impl Ways {
     }
 
     fn so_far(&self, at: impl Fn(&Transit) -> Time) -> Transfer {
-        let part = |way: &Option<Rc<Transit>>| way.as_ref().map_or(Duration::ZERO, |it| it.with_lane(at(it)));
-        Transfer { input: part(&self.input), result: part(&self.result) }
+        let input = |until: Time| self.input.as_ref().map_or(Duration::ZERO, |it| it.with_lane(until.min(at(it))));
+        let result = |it: &Rc<Transit>| it.with_lane_beside(at(it), input(at(it)));
+        Transfer { input: input(Time::MAX), result: self.result.as_ref().map_or(Duration::ZERO, result) }
     }
 }
 
@@ -98,7 +99,9 @@ impl<M: Machine> Core<M> {
         if !path.starts_with(id.text().as_str()) || !self.waiting.contains_key(&id) {
             return None;
         }
-        let way = Rc::clone(self.transits.0.entry(id).or_default().result.get_or_insert_default());
+        let ways = self.transits.0.entry(id).or_default();
+        let input = Rc::clone(ways.input.get_or_insert_default());
+        let way = Rc::clone(ways.result.get_or_insert_with(|| Rc::new(Transit::beside(input))));
         self.tell_transfer(id);
         Some(Moving(way))
     }
@@ -127,4 +130,25 @@ impl<M: Machine> Core<M> {
 pub(super) fn is_long(parts: &Parts) -> bool {
     let stated = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     parts.headers.contains_key(TRANSFER_ENCODING) || stated.is_some_and(|length| SMALL_BYTES < length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ahead_too_no_time_counts_twice() {
+        let at = Time::from_millis;
+        let input = Rc::new(Transit::default());
+        let result = Rc::new(Transit::beside(Rc::clone(&input)));
+        let ways = Ways { input: Some(Rc::clone(&input)), result: Some(Rc::clone(&result)) };
+        let until = |way: &Transit| way.until().unwrap();
+        for [first, second] in [[100, 300], [300, 100]] {
+            input.lanes(at(50), at(first));
+            result.lanes(at(60), at(second));
+            let (of_input, last) = (until(&input), until(&input).max(until(&result)));
+            let expected = Transfer { input: of_input.since(at(50)), result: last.since(of_input) };
+            assert_eq!(ways.so_far(until), expected);
+        }
+    }
 }
