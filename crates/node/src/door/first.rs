@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{BufMut as _, BytesMut};
 use http::request::Parts;
-use model::{FunctionKey, FunctionName, UrlAccess};
+use model::{FunctionName, UrlAccess};
 use runtime::http1::{self, After, Connection, Error as WireError, Limits};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Door, Payer, Seat, lane};
+use super::{Door, Payer, Seat, Stage, lane};
 use crate::auth::sigv4::PayloadHash;
 use crate::auth::{Grant, PathClass};
 use crate::front::{Target, today};
@@ -52,8 +52,8 @@ struct Rest {
 enum Progress {
     /// So many bytes were looked at, and end no head.
     Head { seen: usize },
-    /// For a guaranteed function: the body begins behind `head` bytes and ends at `whole`. Taken once that is there.
-    Body { head: usize, whole: usize, function: FunctionKey, grant: Option<Grant> },
+    /// For the guaranteed lane: the body begins behind `head` bytes and ends at `whole`. The grant is taken once that is there.
+    Body { head: usize, whole: usize, payer: Payer, grant: Option<Grant> },
 }
 
 /// Where a connection goes.
@@ -87,8 +87,8 @@ impl From<io::Error> for End {
 /// A way that is not decided before the body is there.
 enum Heading {
     Sure(Way),
-    /// To a guaranteed function, once its request is whole and from somebody who may send it.
-    Function(FunctionKey, Grant),
+    /// To the guaranteed lane, once the request is whole and from somebody who may send it.
+    Guaranteed(Payer, Grant),
 }
 
 /// Reads on until the request is there, and hands the connection over.
@@ -155,28 +155,41 @@ impl Rest {
                     Progress::Body { .. } => return Ok(Way::BestEffort(Why::LongBody)),
                 }
             }
-            self.unread.reserve(self.room());
+            let room = self.room();
+            self.unread.reserve(room);
             let silent = self.unread.is_empty();
-            if stream.read_buf(&mut self.unread).await? == 0 {
+            let count = stream.read_buf(&mut (&mut self.unread).limit(room)).await?;
+            if count == 0 {
                 return Err(End::Gone);
             }
+            seat.door.step(count);
             self.reads += 1;
-            seat.door.step();
             if silent {
                 seat.begin();
             }
+            let before = self.stage();
             match self.look(&seat.door)? {
                 Found::Way(way) => return Ok(way),
+                Found::Unfinished if before != self.stage() => seat.let_in(),
                 Found::Unfinished => {}
             }
         }
     }
 
-    /// Room for the next read.
+    /// Room for the next read: what is held stays within a head's limit and a byte, or a head and its body.
     fn room(&self) -> usize {
         match self.progress {
-            Progress::Head { .. } => READ_BYTES,
+            Progress::Head { .. } => READ_BYTES.min((LIMITS.head_bytes + 1).saturating_sub(self.unread.len())).max(1),
             Progress::Body { whole, .. } => whole.saturating_sub(self.unread.len()).max(1),
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        match self.progress {
+            Progress::Head { .. } if self.unread.is_empty() => Stage::Silent,
+            // By a function's open URL strangers come too.
+            Progress::Head { .. } | Progress::Body { grant: None | Some(Grant::Open), .. } => Stage::Begun,
+            Progress::Body { grant: Some(Grant::Token | Grant::Signature(_)), .. } => Stage::LetIn,
         }
     }
 
@@ -188,9 +201,9 @@ impl Rest {
                 return Ok(Found::Unfinished);
             };
             door.count(What::Request);
-            let (function, grant) = match door.heading(&peeked.parts) {
+            let (payer, grant) = match door.heading(&peeked.parts) {
                 Heading::Sure(way) => return Ok(Found::Way(way)),
-                Heading::Function(function, grant) => (function, grant),
+                Heading::Guaranteed(payer, grant) => (payer, grant),
             };
             let length = peeked.body.and_then(|length| usize::try_from(length).ok()).filter(|length| *length <= LARGE_BYTES);
             // Who waits to be told to go on is told so by the lane that reads the body.
@@ -198,19 +211,20 @@ impl Rest {
                 return Ok(Found::Way(Way::BestEffort(Why::LongBody)));
             };
             self.reads = 0;
-            self.progress = Progress::Body { head: peeked.head, whole: peeked.head + length, function, grant: Some(grant) };
+            self.progress = Progress::Body { head: peeked.head, whole: peeked.head + length, payer, grant: Some(grant) };
         }
-        let Progress::Body { head, whole, function, grant } = &mut self.progress else { return Ok(Found::Unfinished) };
+        let Progress::Body { head, whole, payer, grant } = &mut self.progress else { return Ok(Found::Unfinished) };
         if self.unread.len() < *whole {
             return Ok(Found::Unfinished);
         }
         if let Some(Grant::Signature(unproven)) = grant.take() {
+            door.step(*whole - *head);
             match unproven.finish(PayloadHash::of(&self.unread[*head..*whole])) {
                 Ok(()) => self.manners = Manners::proved(),
                 Err(_) => return Ok(Found::Way(Way::BestEffort(Why::NotLetIn))),
             }
         }
-        Ok(Found::Way(Way::Guaranteed(Payer::Function(*function))))
+        Ok(Found::Way(Way::Guaranteed(*payer)))
     }
 }
 
@@ -239,6 +253,10 @@ impl First {
     /// Whether nothing came yet.
     pub(super) fn is_silent(&self) -> bool {
         self.rest.unread.is_empty()
+    }
+
+    pub(super) fn stage(&self) -> Stage {
+        self.rest.stage()
     }
 
     /// Hands the connection over. Where there is no room its client is told so.
@@ -280,7 +298,7 @@ impl Door {
             Target::Management => return Heading::Sure(Way::Management),
             Target::Lease(_) => {
                 return match self.access.borrow_mut().check(parts, PathClass::V1, UrlAccess::Keyed, today()) {
-                    Ok(_) => Heading::Sure(Way::Guaranteed(Payer::Leases)),
+                    Ok(grant) => Heading::Guaranteed(Payer::Leases, grant),
                     Err(_) => elsewhere(Why::NotLetIn),
                 };
             }
@@ -300,7 +318,7 @@ impl Door {
             PathClass::Aws | PathClass::V1 => UrlAccess::Keyed,
         };
         match self.access.borrow_mut().check(parts, class, url, today()) {
-            Ok(grant) => Heading::Function(key, grant),
+            Ok(grant) => Heading::Guaranteed(Payer::Function(key), grant),
             Err(_) => elsewhere(Why::NotLetIn),
         }
     }

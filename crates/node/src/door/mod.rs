@@ -64,7 +64,9 @@ const EVENT_INTERVAL: u32 = 8;
 /// Connections accepted in a row before what came on others is read: none of them is taken for silent meanwhile.
 const IN_A_ROW: u32 = 32;
 /// Steps of work between two looks at the CPU time they took.
-const STEPS_PER_LOOK: u32 = 16;
+const STEPS_PER_LOOK: usize = 16;
+/// As many bytes read, or hashed, are a step of their own.
+const BYTES_PER_STEP: usize = 4 << 10;
 
 /// Everything the door starts with.
 pub(crate) struct Start {
@@ -82,6 +84,8 @@ type Listener = AsyncFd<OwnedFd>;
 enum Stage {
     Silent,
     Begun,
+    /// Its head is there, from somebody who showed a key.
+    LetIn,
 }
 
 /// Where connections go.
@@ -159,7 +163,7 @@ struct Door {
     /// `None` where there is no real-time class.
     class: Option<RefCell<Allowance>>,
     ordinary: sched::Class,
-    steps: Cell<u32>,
+    steps: Cell<usize>,
 }
 
 /// Gives the place of a connection back when it is dropped.
@@ -178,6 +182,12 @@ impl Seat {
     /// The first bytes of the connection came.
     fn begin(&self) {
         let leaves = self.door.places.borrow_mut().begin(self.place);
+        self.door.evict(leaves, What::EvictedBegun);
+    }
+
+    /// Its head is there, from somebody who showed a key.
+    fn let_in(&self) {
+        let leaves = self.door.places.borrow_mut().let_in(self.place);
         self.door.evict(leaves, What::EvictedBegun);
     }
 }
@@ -220,9 +230,9 @@ impl Door {
         self.counts.borrow_mut().add(what);
     }
 
-    /// A step of work was done.
-    fn step(&self) {
-        self.steps.set(self.steps.get() + 1);
+    /// A step of work was done, on so many bytes.
+    fn step(&self, bytes: usize) {
+        self.steps.set(self.steps.get() + 1 + bytes / BYTES_PER_STEP);
         if STEPS_PER_LOOK <= self.steps.get() {
             self.look();
         }
@@ -300,7 +310,11 @@ impl Door {
     }
 
     fn usage(&self) -> Usage {
-        Usage { counts: *self.counts.borrow(), waiting: self.places.borrow().taken(), places: 2 * self.of_each }
+        Usage {
+            counts: *self.counts.borrow(),
+            waiting: self.places.borrow().taken(),
+            places: Places::<AbortHandle>::STAGES * self.of_each,
+        }
     }
 }
 
@@ -317,7 +331,7 @@ async fn serve(start: Start) -> io::Result<()> {
     let (mut listener, mut tasks) = (None, JoinSet::new());
     let mut in_a_row = 0;
     loop {
-        door.step();
+        door.step(0);
         if IN_A_ROW <= in_a_row {
             tokio::task::yield_now().await;
             in_a_row = 0;
@@ -355,7 +369,7 @@ fn take_in(door: &Rc<Door>, tasks: &mut JoinSet<()>, mut first: First) {
             Way::Guaranteed(_) | Way::BestEffort(_) | Way::Management => first.go(door, way),
         },
         Ok(Found::Unfinished) => {
-            let stage = if first.is_silent() { Stage::Silent } else { Stage::Begun };
+            let stage = first.stage();
             sit(door, stage, |seat| tasks.spawn_local(first::serve(seat, first)));
         }
         Err(End::Gone) if first.is_silent() => {}
@@ -371,6 +385,7 @@ fn sit(door: &Rc<Door>, stage: Stage, task: impl FnOnce(Seat) -> AbortHandle) {
     let (leaves, what) = match stage {
         Stage::Silent => (door.places.borrow_mut().enter(place, task), What::EvictedSilent),
         Stage::Begun => (door.places.borrow_mut().enter_begun(place, task), What::EvictedBegun),
+        Stage::LetIn => (door.places.borrow_mut().enter_let_in(place, task), What::EvictedBegun),
     };
     door.evict(leaves, what);
 }
@@ -447,6 +462,8 @@ fn is_passing(error: &io::Error) -> bool {
         Errno::CONNABORTED,
         Errno::CONNRESET,
         Errno::PROTO,
+        Errno::NOPROTOOPT,
+        Errno::TIMEDOUT,
         Errno::INVAL,
         Errno::NETDOWN,
         Errno::NETUNREACH,

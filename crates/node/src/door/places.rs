@@ -1,8 +1,9 @@
 //! The places of connections whose first request is not there yet.
 //!
-//! There are two stages, each with places of its own: connections that have sent nothing, and those whose first request has
-//! begun. Whoever enters a full stage takes the place of the one that has been in it longest. So nobody is kept out by those
-//! who are slow, and who sends is not pushed out by who does not.
+//! There are three stages, each with places of its own: connections that have sent nothing, those whose first request has
+//! begun, and those whose head showed a key and whose body is to come. Whoever enters a full stage takes the place of the one that has
+//! been in it longest. So nobody is kept out by those who are slow, who sends is not pushed out by who does not, and who
+//! sends its body is not pushed out by strangers' half heads.
 
 use std::collections::BTreeMap;
 
@@ -13,18 +14,48 @@ pub(super) type Place = u64;
 #[derive(Debug)]
 pub(super) struct Places<T> {
     silent: BTreeMap<Place, T>,
-    /// In the order in which their requests began.
-    begun: BTreeMap<u64, (Place, T)>,
-    turns: BTreeMap<Place, u64>,
+    begun: Stage<T>,
+    let_in: Stage<T>,
     next: u64,
     of_each: usize,
 }
 
+/// Connections in the order in which they entered a stage that is not the first.
+#[derive(Debug)]
+struct Stage<T> {
+    taken: BTreeMap<u64, (Place, T)>,
+    turns: BTreeMap<Place, u64>,
+}
+
+impl<T> Stage<T> {
+    fn new() -> Self {
+        Self { taken: BTreeMap::new(), turns: BTreeMap::new() }
+    }
+
+    /// Takes a connection in at its turn. Returns who has to leave for it.
+    fn enter(&mut self, turn: u64, (place, who): (Place, T), most: usize) -> Option<T> {
+        let leaves = if most <= self.taken.len() { self.taken.pop_first() } else { None };
+        self.taken.insert(turn, (place, who));
+        self.turns.insert(place, turn);
+        leaves.map(|(_, (place, who))| {
+            self.turns.remove(&place);
+            who
+        })
+    }
+
+    fn leave(&mut self, place: Place) -> Option<T> {
+        let turn = self.turns.remove(&place)?;
+        self.taken.remove(&turn).map(|(_, who)| who)
+    }
+}
+
 impl<T> Places<T> {
+    pub(super) const STAGES: usize = 3;
+
     /// So many places `of_each` stage, at least 1.
     pub(super) fn new(of_each: usize) -> Self {
         assert!(0 < of_each, "invariant: a stage has a place");
-        Self { silent: BTreeMap::new(), begun: BTreeMap::new(), turns: BTreeMap::new(), next: 0, of_each }
+        Self { silent: BTreeMap::new(), begun: Stage::new(), let_in: Stage::new(), next: 0, of_each }
     }
 
     fn count(&mut self) -> u64 {
@@ -52,22 +83,28 @@ impl<T> Places<T> {
 
     /// A connection whose request has begun. Returns who has to leave for it.
     pub(super) fn enter_begun(&mut self, place: Place, who: T) -> Option<T> {
-        let leaves = if self.of_each <= self.begun.len() { self.begun.pop_first() } else { None };
         let turn = self.count();
-        self.begun.insert(turn, (place, who));
-        self.turns.insert(place, turn);
-        leaves.map(|(_, (place, who))| {
-            self.turns.remove(&place);
-            who
-        })
+        self.begun.enter(turn, (place, who), self.of_each)
+    }
+
+    /// The head of a connection's request showed a key. Returns who has to leave for it.
+    pub(super) fn let_in(&mut self, place: Place) -> Option<T> {
+        let who = self.begun.leave(place)?;
+        self.enter_let_in(place, who)
+    }
+
+    /// A connection whose head is there and showed a key. Returns who has to leave for it.
+    pub(super) fn enter_let_in(&mut self, place: Place, who: T) -> Option<T> {
+        let turn = self.count();
+        self.let_in.enter(turn, (place, who), self.of_each)
     }
 
     /// A connection went, or moved on.
     pub(super) fn leave(&mut self, place: Place) {
+        // Whoever was told to leave has no place any more.
         self.silent.remove(&place);
-        if let Some(turn) = self.turns.remove(&place) {
-            self.begun.remove(&turn);
-        }
+        self.begun.leave(place);
+        self.let_in.leave(place);
     }
 
     /// The one that has been silent longest loses its place.
@@ -76,7 +113,7 @@ impl<T> Places<T> {
     }
 
     pub(super) fn taken(&self) -> usize {
-        self.silent.len() + self.begun.len()
+        self.silent.len() + self.begun.taken.len() + self.let_in.taken.len()
     }
 }
 
@@ -113,9 +150,22 @@ mod tests {
         assert_eq!((places.taken(), places.oldest_silent()), (3, Some(quiet)));
     }
 
+    #[test]
+    fn who_is_let_in_is_not_pushed_out_by_half_heads() {
+        let mut places = Places::<Place>::new(2);
+        let sender = enter(&mut places).0;
+        assert_eq!((places.begin(sender), places.let_in(sender)), (None, None));
+        let mut gone = Vec::new();
+        for _ in 0..10 {
+            let (place, leaves) = enter(&mut places);
+            gone.extend(leaves.into_iter().chain(places.begin(place)));
+        }
+        assert!(gone.len() == 8 && !gone.contains(&sender), "{gone:?}");
+    }
+
     proptest! {
         #[test]
-        fn no_stage_holds_more_than_its_places_and_nobody_is_lost(steps in prop::collection::vec((0..4_u8, 0..40_usize), 0..200)) {
+        fn no_stage_holds_more_than_its_places_and_nobody_is_lost(steps in prop::collection::vec((0..5_u8, 0..40_usize), 0..200)) {
             let mut places = Places::new(3);
             let (mut came, mut out) = (Vec::new(), std::collections::BTreeSet::new());
             for (step, which) in steps {
@@ -127,6 +177,7 @@ mod tests {
                         leaves
                     }
                     (2, Some(place)) => places.begin(place),
+                    (3, Some(place)) => places.let_in(place),
                     (_, Some(place)) => {
                         places.leave(place);
                         out.insert(place);
@@ -134,8 +185,11 @@ mod tests {
                     }
                 };
                 prop_assert!(leaves.is_none_or(|place| out.insert(place)), "nobody leaves twice");
-                prop_assert!(places.silent.len() <= 3 && places.begun.len() <= 3);
-                prop_assert_eq!(places.begun.len(), places.turns.len());
+                prop_assert!(places.silent.len() <= 3);
+                for stage in [&places.begun, &places.let_in] {
+                    prop_assert!(stage.taken.len() <= 3);
+                    prop_assert_eq!(stage.taken.len(), stage.turns.len());
+                }
                 prop_assert_eq!(places.taken() + out.len(), came.len());
             }
         }

@@ -19,14 +19,22 @@ struct World {
     tasks: JoinSet<()>,
 }
 
+/// Where connections go, and what comes out there.
+type Outside = (mpsc::Receiver<Traffic>, mpsc::Receiver<Traffic>, mpsc::Receiver<Moved>);
+
+fn exits() -> (Exits, Outside) {
+    let ((to_guaranteed, guaranteed), (to_best_effort, best_effort), (to_management, management)) =
+        (mpsc::channel(4_096), mpsc::channel(4_096), mpsc::channel(4_096));
+    let exits = Exits { guaranteed: to_guaranteed, best_effort: to_best_effort, management: to_management };
+    (exits, (guaranteed, best_effort, management))
+}
+
 impl World {
     /// Its guaranteed functions are numbered from 1 and named by their numbers.
     async fn new(functions: u64, stage: usize) -> Self {
         let mut front = Arc::into_inner(front()).unwrap();
         front.connections.stage = stage;
-        let ((to_guaranteed, guaranteed), (to_best_effort, best_effort), (to_management, management)) =
-            (mpsc::channel(4_096), mpsc::channel(4_096), mpsc::channel(4_096));
-        let exits = Exits { guaranteed: to_guaranteed, best_effort: to_best_effort, management: to_management };
+        let (exits, (guaranteed, best_effort, management)) = exits();
         let door = Rc::new(Door::new(exits, Arc::new(front), Classes::Ordinary));
         for key in 1..=functions {
             door.routed(name(key).parse().unwrap(), Some(routed(&name(key), FunctionKey(key))));
@@ -151,6 +159,24 @@ fn those_that_send_nothing_or_never_end_give_way_to_whoever_sends() {
 }
 
 #[test]
+fn who_is_let_in_and_sends_its_body_is_not_pushed_out_by_half_heads() {
+    local(async {
+        let mut world = World::new(1, 2).await;
+        let whole = request(&name(1), "", "{\"a\":1}");
+        let (begin, end) = whole.split_at(whole.len() - 3);
+        let mut sender = world.client(begin).await;
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            clients.push(world.client(&whole[..20]).await);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(world.counted(What::EvictedBegun), 8);
+        sender.write_all(end.as_bytes()).await.unwrap();
+        assert_eq!(unread(world.guaranteed.recv().await), whole);
+    });
+}
+
+#[test]
 fn nonsense_is_answered_at_the_door() {
     local(async {
         let mut world = World::new(1, 4).await;
@@ -163,13 +189,56 @@ fn nonsense_is_answered_at_the_door() {
 }
 
 #[test]
+fn empty_lines_without_end_are_refused_at_the_door() {
+    local(async {
+        let mut world = World::new(1, 4).await;
+        let mut client = world.client("\r\n").await;
+        // Whether all of it can be written is the door's choice.
+        let _ = client.write_all("\r\n".repeat(10_000).as_bytes()).await;
+        let mut answer = String::new();
+        // An answer beside unread input may end in a reset.
+        let _ = client.read_to_string(&mut answer).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        assert_eq!(world.counted(What::CutShort), 1);
+    });
+}
+
+#[test]
 fn input_for_a_lease_goes_to_the_guaranteed_lane_from_who_holds_the_token_alone() {
     local(async {
         let mut world = World::new(0, 4).await;
         let whole = request("x", "", "5").replace("/2015-03-31/functions/x/invocations", "/v1/leases/7");
-        let clients = [world.client(&whole).await, world.client(&whole.replace("Bearer token", "Bearer guess")).await];
+        let (begin, end) = whole.split_at(whole.len() - 1);
+        let mut client = world.client(begin).await;
+        assert!(world.guaranteed.try_recv().is_err(), "its body is not there yet");
+        client.write_all(end.as_bytes()).await.unwrap();
+        let clients = [client, world.client(&whole.replace("Bearer token", "Bearer guess")).await];
         assert_eq!(unread(world.guaranteed.recv().await), whole);
         assert!(unread(world.best_effort.recv().await).contains("guess"));
         drop(clients);
+    });
+}
+
+#[test]
+fn the_door_leaves_real_time_class_with_its_allowance_and_comes_back() {
+    if let refused @ sched::RealTime::Refused { .. } = sched::probe_fifo(PRIORITY) {
+        println!("skipped: {refused:?}");
+        return;
+    }
+    local(async {
+        let (exits, _outside) = exits();
+        let door = Door::new(exits, front(), Classes::RealTime);
+        let class = || sched::class_of(sched::current_thread()).unwrap();
+        door.look();
+        assert_eq!(class(), Some(sched::Class::Fifo { priority: PRIORITY }));
+        let until = clock::thread_cpu() + WITHIN_A_SECOND;
+        while clock::thread_cpu() < until && class() != Some(door.ordinary) {
+            door.step(0);
+        }
+        assert_eq!(class(), Some(door.ordinary), "its allowance is used up");
+        assert!(clock::thread_cpu() < until);
+        door.resumes().await;
+        door.look();
+        assert_eq!(class(), Some(sched::Class::Fifo { priority: PRIORITY }));
     });
 }

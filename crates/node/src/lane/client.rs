@@ -105,6 +105,8 @@ struct Client<M> {
     manners: Manners,
     idle: Idle,
     silence: Silence,
+    /// Of its seat.
+    number: u64,
     /// Its last request came from somebody who may send it.
     let_in: bool,
 }
@@ -160,7 +162,7 @@ pub(super) async fn serve<M: Machine>(seat: Seat<M>, moved: Moved, silence: Sile
     let stream = Paced::new(stream, lane.for_clients.clone());
     let connection = Connection::with_buffer(stream, moved.unread);
     let (peer, manners) = (moved.peer, moved.manners);
-    let mut client = Client { lane, connection, peer, manners, idle: Idle::new(), silence, let_in: false };
+    let mut client = Client { lane, connection, peer, manners, idle: Idle::new(), silence, number: seat.number, let_in: false };
     loop {
         match client.turn().await {
             Turn::Next => {}
@@ -186,7 +188,13 @@ impl<M: Machine> Client<M> {
         self.silence.begin(since);
         let read = tokio::select! {
             biased;
-            read = self.connection.read_head(&LIMITS) => read,
+            read = async {
+                if self.connection.begins().await? {
+                    // A request that has begun has its own time before its connection counts as silent.
+                    self.silence.begin(Instant::now());
+                }
+                self.connection.read_head(&LIMITS).await
+            } => read,
             () = self.idle.over(since) => {
                 self.silence.end();
                 self.lane.count(What::Idle);
@@ -328,11 +336,11 @@ impl<M: Machine> Client<M> {
             Ok(grant) => grant,
             Err(denied) => return self.refuse(*denied).await,
         };
-        if self.lane.lane() == lanes::Lane::BestEffort {
-            return Turn::Move(Destination::OtherLane(Why::Guaranteed));
-        }
         if is_large(parts) {
             return self.refuse(large_lease_input()).await;
+        }
+        if self.lane.lane() == lanes::Lane::BestEffort {
+            return Turn::Move(Destination::OtherLane(Why::Guaranteed));
         }
         let (body, complete) = match self.body(parts, grant, PathClass::V1).await {
             Ok(read) => read,
@@ -373,6 +381,7 @@ impl<M: Machine> Client<M> {
 
     async fn run_and_answer(&mut self, request: Request, route: &Route, wants: Wants, trace: &str) -> Turn {
         let id = request.id;
+        self.lane.seats.borrow_mut().asks_for(self.number, route.key);
         let request = Request { log: wants.log, ..request };
         let Some(outcome) = self.run(request, route, wants.lease).await else { return Turn::Close };
         if took_slot(&outcome) {

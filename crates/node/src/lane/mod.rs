@@ -182,13 +182,9 @@ impl<M: Machine> Lane<M> {
         self.core.borrow_mut().counts.add(what);
     }
 
-    fn tasks(&self) -> usize {
-        self.tasks.borrow().len()
-    }
-
     /// Takes in a connection, in place of a silent one where the lane holds too many, or refuses it where all of them work.
     fn connect(self: &Rc<Self>, moved: Moved) {
-        if self.front.connections.lane <= self.tasks() {
+        if self.front.connections.lane <= self.seats.borrow().taken() {
             let Some(silent) = self.seats.borrow_mut().make_room(Instant::now()) else {
                 close_busy(&moved.stream);
                 self.count(What::RefusedBusy);

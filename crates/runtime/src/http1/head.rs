@@ -47,6 +47,15 @@ pub(super) enum Wish {
     Close,
 }
 
+/// Bytes of the empty lines that `bytes` begin with; more lines than `most` are refused.
+pub(super) fn empty_lines(bytes: &[u8], most: usize) -> Result<usize, Error> {
+    let count = bytes.chunks_exact(CRLF.len()).take(most + 1).take_while(|line| *line == CRLF).count();
+    if most < count {
+        return Err(Error::Head { reason: "too many empty lines before it" });
+    }
+    Ok(count * CRLF.len())
+}
+
 /// Finds the end of a head (or of trailers): the offset behind the first empty line. `seen` bytes were looked at before.
 /// A CR or LF that does not stand in a CRLF pair is refused as soon as it is seen.
 pub(super) fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Error> {

@@ -15,7 +15,7 @@ mod tests;
 
 use std::future::pending;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -35,6 +35,8 @@ const MAX_READ_BYTES: usize = 64 << 10;
 const KEPT_BYTES: usize = 16 << 10;
 /// Bodies up to here are copied behind the head of their response; longer ones are written beside it (`writev`).
 const JOINED_BYTES: usize = 16 << 10;
+/// Empty lines forgiven before a request: clients that end bodies with one have nothing to say with more.
+const EMPTY_LINES_MAX: usize = 4;
 /// How much a client may send ahead while its response is pending, before it is no longer listened to.
 const AHEAD_BYTES: usize = 64 << 10;
 /// What is read and thrown away of a client that still sends after its connection was given up.
@@ -62,16 +64,13 @@ pub struct Peeked {
 
 /// Looks at a request whose head may be whole; `None` where more of it is to come. `seen` bytes were looked at before.
 pub fn peek(input: &[u8], seen: usize, limits: &Limits) -> Result<Option<Peeked>, Error> {
-    let mut skipped = 0;
-    while input[skipped..].starts_with(b"\r\n") {
-        skipped += 2;
-    }
+    let skipped = head::empty_lines(input, EMPTY_LINES_MAX)?;
     let input = &input[skipped..];
     if input == b"\r" {
         return Ok(None);
     }
     let end = head::find_end(input, seen.saturating_sub(skipped))?;
-    if limits.head_bytes < end.unwrap_or(input.len()) {
+    if limits.head_bytes < skipped + end.unwrap_or(input.len()) {
         return Err(Error::HeadTooLong { limit: limits.head_bytes });
     }
     let Some(end) = end else { return Ok(None) };
@@ -92,6 +91,8 @@ pub struct Connection<S> {
     output: BytesMut,
     /// Bytes of `input` known not to end a head.
     seen: usize,
+    /// Bytes of empty lines taken since the last head.
+    skipped: usize,
     /// The request that was read and not yet answered.
     exchange: Option<Exchange>,
     after: After,
@@ -147,7 +148,7 @@ impl<S> Connection<S> {
 
     /// Takes over a connection between two requests of which `buffer` was read already.
     pub fn with_buffer(stream: S, buffer: BytesMut) -> Self {
-        Self { stream, input: buffer, output: BytesMut::new(), seen: 0, exchange: None, after: After::KeepAlive }
+        Self { stream, input: buffer, output: BytesMut::new(), seen: 0, skipped: 0, exchange: None, after: After::KeepAlive }
     }
 
     /// Takes over a connection whose next request's head was read as `parts`; `buffer` begins with the body.
@@ -188,7 +189,8 @@ impl<S> Connection<S> {
     /// Whether the whole head of the next request was read already: its sender waits for nothing before it.
     #[must_use]
     pub fn has_next(&self) -> bool {
-        head::find_end(&self.input, 0).is_ok_and(|end| end.is_some())
+        let rest = head::empty_lines(&self.input, EMPTY_LINES_MAX).map(|skipped| &self.input[skipped..]);
+        rest.and_then(|rest| head::find_end(rest, 0)).is_ok_and(|end| end.is_some())
     }
 
     /// The trailers of the body that was read last; empty when it had none.
@@ -199,14 +201,16 @@ impl<S> Connection<S> {
     /// Takes a complete head from the input, if one is there.
     fn take_head(&mut self, limits: &Limits) -> Result<Option<Parts>, Error> {
         // RFC 9112 section 2.2: empty lines before a request are forgiven, as some clients end bodies with one.
-        while self.seen == 0 && self.input.starts_with(b"\r\n") {
-            self.input.advance(2);
+        if self.seen == 0 {
+            let skipped = head::empty_lines(&self.input, EMPTY_LINES_MAX - self.skipped / 2)?;
+            self.input.advance(skipped);
+            self.skipped += skipped;
         }
         if self.input[..] == b"\r"[..] {
             return Ok(None);
         }
         let end = head::find_end(&self.input, self.seen)?;
-        if limits.head_bytes < end.unwrap_or(self.input.len()) {
+        if limits.head_bytes < self.skipped + end.unwrap_or(self.input.len()) {
             return Err(Error::HeadTooLong { limit: limits.head_bytes });
         }
         let Some(end) = end else {
@@ -216,7 +220,7 @@ impl<S> Connection<S> {
         // Copied once, so that the input buffer stays ours alone and is used again.
         let raw = Bytes::copy_from_slice(&self.input[..end]);
         self.input.advance(end);
-        self.seen = 0;
+        (self.seen, self.skipped) = (0, 0);
         let parts = head::parse(&raw, limits)?;
         self.exchange = Some(Exchange::new(&parts, Some(raw))?);
         Ok(Some(parts))
@@ -295,6 +299,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return if self.input.is_empty() { Ok(None) } else { Err(Error::Truncated) };
             }
         }
+    }
+
+    /// Waits until something of the next request is there; `false` when the connection ended before. Can be cancelled and
+    /// called again.
+    pub async fn begins(&mut self) -> Result<bool, Error> {
+        if self.after == After::Close {
+            return Ok(false);
+        }
+        Ok(!self.input.is_empty() || 0 < self.fill(READ_BYTES).await?)
     }
 
     /// Reads the whole body of the request `parts` began, at most `max` bytes. A length stated above `max` is refused
@@ -420,9 +433,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Reads once, with at least `room` bytes of room; zero is the end of the stream.
+    /// Reads once, with at least `room` bytes of room and no more than that or the 16 KiB that are kept anyway: a buffer that
+    /// grew does not make the next read larger. Zero is the end of the stream.
     async fn fill(&mut self, room: usize) -> Result<usize, Error> {
         self.input.reserve(room);
-        self.stream.read_buf(&mut self.input).await.map_err(|source| Error::Io { source })
+        let spare = self.input.capacity() - self.input.len();
+        let room = room.max(spare.min(KEPT_BYTES));
+        self.stream.read_buf(&mut (&mut self.input).limit(room)).await.map_err(|source| Error::Io { source })
     }
 }

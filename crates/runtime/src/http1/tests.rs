@@ -120,6 +120,19 @@ fn requests_follow_each_other_on_one_connection() {
 }
 
 #[test]
+fn a_few_empty_lines_before_a_request_are_forgiven_and_no_more() {
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    check(&format!("{}{get}{}{get}", "\r\n".repeat(4), "\r\n".repeat(4)), 2, None);
+    check(&format!("{}{get}", "\r\n".repeat(5)), 0, Some(400));
+    let lines = [b"\r".to_vec(), b"\n".to_vec()].into_iter().cycle().take(10);
+    let (seen, outcome, _) = serve(Script::new(lines));
+    assert_eq!((seen.len(), outcome), (0, Some(400)), "one byte at a time");
+    let mut sent_ahead = Connection::with_buffer(Script::whole(b""), "\r\n\r\n".into());
+    assert!(!sent_ahead.has_next(), "empty lines are no request");
+    assert!(run(sent_ahead.read_head(&Limits::default())).unwrap().is_none());
+}
+
+#[test]
 fn a_connection_ends_when_its_client_wants_that() {
     check("GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 1, None);
     check("GET / HTTP/1.0\r\n\r\nGET / HTTP/1.0\r\n\r\n", 1, None);
@@ -503,6 +516,20 @@ proptest! {
             (Ok(None), Ok(None) | Err(Error::Truncated)) | (Err(_), Err(_)) => {}
             (found, read) => prop_assert!(false, "{found:?} {read:?}"),
         }
+    }
+
+    #[test]
+    fn whatever_never_ends_a_head_is_refused_with_bounded_memory(
+        lines in 0..6_usize,
+        word in "[a-z \r\n]{1,9}",
+        lengths in prop::collection::vec(1_usize..200_000, 1..5),
+    ) {
+        let limits = Limits { head_bytes: 8 << 10, headers: 10 };
+        let bytes = ["\r\n".repeat(lines), word.repeat((1 << 20) / word.len())].concat();
+        let mut connection = Connection::new(Script::new(cut(bytes.as_bytes(), &lengths)));
+        prop_assert!(run(connection.read_head(&limits)).is_err());
+        let most = 2 * (limits.head_bytes + KEPT_BYTES);
+        prop_assert!(connection.input.capacity() <= most, "{}", connection.input.capacity());
     }
 
     #[test]
