@@ -90,7 +90,7 @@ fn facts(audited: &Audited) -> Vec<(&'static str, String)> {
         ("torn", audited.torn_bytes, "bytes at the end, cut off by a crash or still being written"),
         ("lost", report.lost_records, "records the node knows it dropped"),
         ("unwritten", report.unwritten, "arrivals that counters tell of and records do not"),
-        ("unchecked", report.unchecked_claims, "claims of excess that could not be checked"),
+        ("unchecked", report.unchecked_claims, "claims of excess or steal that could not be checked"),
         ("open", report.open_claims, "claims of excess that later records will settle"),
     ];
     facts.extend(

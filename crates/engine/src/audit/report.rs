@@ -21,7 +21,8 @@ pub struct Report {
     pub lost_records: u64,
     /// Arrivals that the last live counters tell of and neither records nor gaps in their numbers do.
     pub unwritten: u64,
-    /// Claims of excess that could not be checked, because slots are missing or too many were open.
+    /// Claims of excess that could not be checked, because slots are missing or too many were open; and of steal, or records without
+    /// terms, whose evidence may be among the records that were lost.
     pub unchecked_claims: u64,
     /// Claims of excess that the next slots would settle, where the records end or stop before.
     pub open_claims: u64,

@@ -565,6 +565,19 @@ async fn neighbours_are_told_their_new_numbers() {
     world.check();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_version_that_comes_back_has_the_numbers_that_its_neighbours_left_it() {
+    let world = World::new().await;
+    let calm = "rate = \"5/s\"\nmax_run_time = \"20ms\"\nstart_within = \"500ms\"";
+    world.put(spec("calm", calm, "h"), b"one").await.unwrap();
+    for number in 0..4 {
+        world.put(spec(&format!("busy{number}"), TERMS, "h"), b"one").await.unwrap();
+    }
+    let error = world.put(spec("calm", calm, "slow"), b"two").await.unwrap_err();
+    assert!(matches!(error, Error::NotReady { .. }), "{error}");
+    world.check();
+}
+
 #[tokio::test]
 async fn an_update_waits_until_its_neighbours_are_ready_for_it() {
     let world = World::start(
