@@ -286,7 +286,7 @@ fn install(mut ends: Ends) -> io::Result<(Ends, TcpStream)> {
     let ended = || io::Error::other("the measured lane ended");
     let tell = |ends: &Ends, command| ends.commands.blocking_send(command).map_err(|_| ended());
     let (done, installed) = oneshot::channel();
-    tell(&ends, Command::Install { deployment: Box::new(deployment()), image: image(), done })?;
+    tell(&ends, Command::Install { deployment: Box::new(deployment()), image: image(), beside: Vec::new(), done })?;
     let Some(Order::Start(NewInstance { instance, .. })) = ends.orders.blocking_recv() else { return Err(ended()) };
     let for_instance = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let mut stream = TcpStream::connect(for_instance.local_addr()?)?;

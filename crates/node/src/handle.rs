@@ -92,8 +92,13 @@ async fn ask<C, T>(to: mpsc::Sender<C>, command: impl FnOnce(oneshot::Sender<T>)
     answer.await.map_err(|_| Closed)
 }
 
-fn install(lane: mpsc::Sender<Command>, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>> {
-    Box::pin(ask(lane, |done| Command::Install { deployment: Box::new(deployment), image, done }))
+fn install(
+    lane: mpsc::Sender<Command>,
+    deployment: Deployment,
+    image: Arc<Image>,
+    beside: Vec<(FunctionKey, Reservation)>,
+) -> Pending<Result<Installed, Closed>> {
+    Box::pin(ask(lane, |done| Command::Install { deployment: Box::new(deployment), image, beside, done }))
 }
 
 /// What the best-effort lane is to know of a guarantee.
@@ -103,27 +108,37 @@ fn mirror(deployment: &Deployment) -> Option<Command> {
 }
 
 impl Lanes for Handle {
-    fn install(&self, lane: Lane, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>> {
+    fn install(
+        &self,
+        lane: Lane,
+        deployment: Deployment,
+        image: Arc<Image>,
+        beside: Vec<(FunctionKey, Reservation)>,
+    ) -> Pending<Result<Installed, Closed>> {
         match lane {
             Lane::BestEffort => {
                 self.homes().best_effort.insert(deployment.function);
-                install(self.best_effort.clone(), Deployment { reservation: None, ..deployment }, image)
+                install(self.best_effort.clone(), Deployment { reservation: None, ..deployment }, image, beside)
             }
             Lane::Guaranteed => {
                 self.homes().guaranteed.insert(deployment.function);
                 let for_excess = Deployment { reservation: None, ..deployment.clone() };
                 let excess = self.best_effort.clone();
-                let mirror = mirror(&deployment);
-                let guaranteed = install(self.guaranteed.clone(), deployment, Arc::clone(&image));
+                let of_beside = |(function, reservation): &(FunctionKey, Reservation)| Command::Mirror {
+                    function: *function,
+                    reservation: Box::new(reservation.clone()),
+                };
+                let mirrors: Vec<Command> = mirror(&deployment).into_iter().chain(beside.iter().map(of_beside)).collect();
+                let guaranteed = install(self.guaranteed.clone(), deployment, Arc::clone(&image), beside);
                 Box::pin(async move {
                     match guaranteed.await? {
                         // Only now: had it not served, both lanes would run on what they ran before. That the best-effort
                         // lane is ready is not waited for: what a guarantee needs must not depend on its load.
                         Installed::Serving => {
                             let (done, _) = oneshot::channel();
-                            let command = Command::Install { deployment: Box::new(for_excess), image, done };
+                            let command = Command::Install { deployment: Box::new(for_excess), image, beside: Vec::new(), done };
                             excess.send(command).await.map_err(|_| Closed)?;
-                            if let Some(mirror) = mirror {
+                            for mirror in mirrors {
                                 excess.send(mirror).await.map_err(|_| Closed)?;
                             }
                             Ok(Installed::Serving)

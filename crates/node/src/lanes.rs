@@ -68,8 +68,15 @@ pub type Pending<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;
 pub trait Lanes: Send + Sync + 'static {
     /// Installs or replaces a function in a lane, make before break; ends when the new version serves. A function that
     /// changes lanes is installed in its new one first and removed from the old one after. Where it cannot serve, both lanes
-    /// run of the function what they ran before the call; control takes nothing back there.
-    fn install(&self, lane: Lane, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>>;
+    /// run of the function what they ran before the call; control takes nothing back there. At the instant at which the new
+    /// version serves in the guaranteed lane, the functions in `beside` are revised, in that order; never where it does not.
+    fn install(
+        &self,
+        lane: Lane,
+        deployment: Deployment,
+        image: Arc<Image>,
+        beside: Vec<(FunctionKey, Reservation)>,
+    ) -> Pending<Result<Installed, Closed>>;
 
     /// Changes priorities, bounds or T of a function in the guaranteed lane whose code stays as it is.
     fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>>;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::port::Deployment;
+use engine::port::{Deployment, Reservation};
 use journal::record::EndedBecause;
 use model::{FunctionKey, FunctionName, FunctionSpec, Outbound, Runtime, Version};
 use plan::admission::{Book, Demand, Grant};
@@ -245,7 +245,9 @@ impl Service {
         if let Some((grant, generation)) = self.new_guarantee(name, place).or_else(|| self.new_bounds(name, place)) {
             self.record_given(grant, generation);
         }
-        self.install(name, next.lane, next.deployment.clone(), Arc::clone(&next.image)).await?;
+        // The new version's terms hold from its first invocation on, so its neighbours make way for it at the same instant.
+        let beside = if place.grant.is_some() { self.revised(&between, &place.next, Some(name)) } else { Vec::new() };
+        self.install(name, next, beside).await?;
         self.measure(name, place, next).await?;
         let entry = self.served_entry(draft, place);
         self.commit(vec![Entry::Put(Box::new(entry))]).await
@@ -268,7 +270,9 @@ impl Service {
             if !has_bounds_of(grant, &answer.grant) {
                 self.record_given(&answer.grant, admitted.generation);
             }
-            (place.next, place.grant) = (Arc::new(book), Some(answer.grant));
+            let told = std::mem::replace(&mut place.next, Arc::new(book));
+            place.grant = Some(answer.grant);
+            self.revise(&told, &place.next, Some(name)).await?;
             next.deployment.reservation = Some(revised.clone());
             self.parts.lanes.revise(next.key, revised).await.map_err(|Closed| Error::Closing)?;
         }
@@ -316,16 +320,12 @@ impl Service {
         (self.new_guarantee(name, place).is_none() && !has_bounds_of(told, grant)).then_some((grant, admitted.generation))
     }
 
-    pub(super) async fn install(
-        &self,
-        name: &FunctionName,
-        lane: Lane,
-        deployment: Deployment,
-        image: Arc<Image>,
-    ) -> Result<(), Error> {
+    /// Installs a version; those beside it are told what holds from the instant on at which it serves.
+    async fn install(&self, name: &FunctionName, next: &Running, beside: Vec<(FunctionKey, Reservation)>) -> Result<(), Error> {
         let mut closing = self.closing.clone();
         let limit = self.options.install_limit;
-        let installed = tokio::time::timeout(limit, self.parts.lanes.install(lane, deployment, image));
+        let (deployment, image) = (next.deployment.clone(), Arc::clone(&next.image));
+        let installed = tokio::time::timeout(limit, self.parts.lanes.install(next.lane, deployment, image, beside));
         tokio::select! {
             biased;
             outcome = installed => match outcome {
@@ -357,7 +357,7 @@ impl Service {
     /// The new version is the function: tells the front and the neighbours, and removes what it replaced.
     async fn finish(&mut self, name: &FunctionName, draft: &Draft, place: Place, next: Running) {
         let lane = next.lane;
-        let all_told = place.grant.is_some() && self.book.grant(name).is_none();
+        let all_told = place.grant.is_some();
         let told = std::mem::replace(&mut self.book, place.next);
         self.options.starts.set(&self.book);
         let old = self.running.insert(name.clone(), next);
@@ -407,7 +407,10 @@ impl Service {
             Some(old) if old.lane != place.lane => {
                 let _closing = self.parts.lanes.remove(place.lane, old.key).await;
             }
-            Some(old) => version = self.reinstall(name, old, draft.new.version).await.or(version),
+            Some(old) => {
+                let beside = self.revised(&place.next, &self.book, Some(name));
+                version = self.reinstall(name, (old, beside), draft.new.version).await.or(version);
+            }
         }
         let _closing = self.revise(&place.next, &self.book, Some(name)).await;
         self.options.starts.set(&self.book);
@@ -433,18 +436,23 @@ impl Service {
     }
 
     /// Brings back the version before one that may serve already, under a number above both.
-    async fn reinstall(&mut self, name: &FunctionName, old: Running, above: Version) -> Option<Version> {
+    async fn reinstall(
+        &mut self,
+        name: &FunctionName,
+        (old, beside): (Running, Vec<(FunctionKey, Reservation)>),
+        above: Version,
+    ) -> Option<Version> {
         let version = Version(above.0 + 1);
         // Its neighbours may have changed its numbers since it was installed.
         let told = self.book.grant(name).zip(old.deployment.reservation.as_ref());
         let reservation = told.map(|(grant, known)| reservation(grant, known.generation));
         let deployment = Deployment { version, reservation, ..old.deployment.clone() };
         let image = Arc::new(Image { version, ..Image::clone(&old.image) });
-        let outcome = self.install(name, old.lane, deployment.clone(), Arc::clone(&image)).await;
-        if outcome.is_err() {
+        let next = Running { deployment, image, ..old };
+        if self.install(name, &next, beside).await.is_err() {
             return None; // it served a moment ago and is still the one that is routed to
         }
-        self.running.insert(name.clone(), Running { deployment, image, ..old });
+        self.running.insert(name.clone(), next);
         if let Some(running) = self.running.get(name) {
             self.route_to(name, running).await;
         }

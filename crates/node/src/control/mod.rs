@@ -491,18 +491,23 @@ impl Service {
     /// Tells the guaranteed lane the numbers that differ between two books, but for `except`. Bounds that its verdicts rest on are in
     /// the evidence before.
     async fn revise(&self, told: &Book, next: &Book, except: Option<&FunctionName>) -> Result<(), Error> {
-        for grant in changed(told, next, except) {
+        for (key, revised) in self.revised(told, next, except) {
+            self.parts.lanes.revise(key, revised).await.map_err(|Closed| Error::Closing)?;
+        }
+        Ok(())
+    }
+
+    /// What that tells, to whom, in the order in which nobody is above others too early; their bounds are in the evidence.
+    fn revised(&self, told: &Book, next: &Book, except: Option<&FunctionName>) -> Vec<(FunctionKey, Reservation)> {
+        let revised = |grant: &Grant| {
             let name = &grant.demand.function;
-            let (Some(running), Some(generation)) = (self.running.get(name), self.generation(name)) else {
-                continue;
-            };
+            let (running, generation) = (self.running.get(name)?, self.generation(name)?);
             if told.grant(name).is_none_or(|told| !has_bounds_of(told, grant)) {
                 self.record_given(grant, generation);
             }
-            let revised = self.parts.lanes.revise(running.key, reservation(grant, generation)).await;
-            revised.map_err(|Closed| Error::Closing)?;
-        }
-        Ok(())
+            Some((running.key, reservation(grant, generation)))
+        };
+        changed(told, next, except).into_iter().filter_map(revised).collect()
     }
 
     fn generation(&self, name: &FunctionName) -> Option<u64> {

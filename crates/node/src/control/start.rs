@@ -84,7 +84,11 @@ impl Service {
                 && let Some(function) = waiting.pop()
             {
                 let (lane, deployment, image) = self.prepare(&function);
-                going.spawn(bring_up(self.parts.lanes.install(lane, deployment, image), &function, self.options.install_limit));
+                going.spawn(bring_up(
+                    self.parts.lanes.install(lane, deployment, image, Vec::new()),
+                    &function,
+                    self.options.install_limit,
+                ));
             }
             let brought = tokio::select! {
                 biased;

@@ -92,6 +92,16 @@ impl Crashes {
     }
 }
 
+impl LanesInner {
+    fn revise(&mut self, function: FunctionKey, reservation: Reservation) {
+        let known = self.serving.get_mut(&(function, true)).expect("only what serves is revised");
+        let shard = reservation.shards[0];
+        self.evidence.check(&known.name, Some(&reservation));
+        self.told.push(format!("{} {} {} {}", known.name, shard.instances, shard.warm, shard.priority));
+        known.reservation = Some(reservation);
+    }
+}
+
 impl FakeLanes {
     fn call(&self, text: String) -> std::sync::MutexGuard<'_, LanesInner> {
         let mut inner = self.inner.lock().unwrap();
@@ -131,7 +141,13 @@ fn now<T: Send + 'static>(value: T) -> Pending<T> {
 }
 
 impl Lanes for FakeLanes {
-    fn install(&self, lane: Lane, deployment: Deployment, image: Arc<Image>) -> Pending<Result<Installed, Closed>> {
+    fn install(
+        &self,
+        lane: Lane,
+        deployment: Deployment,
+        image: Arc<Image>,
+        beside: Vec<(FunctionKey, Reservation)>,
+    ) -> Pending<Result<Installed, Closed>> {
         let mut inner = self.call(format!("install {} {} {lane:?}", deployment.name, deployment.version));
         assert!(image.code.is_dir(), "the code of {} is there", deployment.name);
         inner.told.push(deployment.name.to_string());
@@ -141,6 +157,9 @@ impl Lanes for FakeLanes {
             _ => {
                 inner.evidence.check(&deployment.name, deployment.reservation.as_ref());
                 inner.serving.insert((deployment.function, lane == Lane::Guaranteed), deployment);
+                for (function, reservation) in beside {
+                    inner.revise(function, reservation);
+                }
                 now(Ok(Installed::Serving))
             }
         }
@@ -148,12 +167,7 @@ impl Lanes for FakeLanes {
 
     fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>> {
         let mut inner = self.call(format!("revise {function}"));
-        let known = inner.serving.get_mut(&(function, true)).expect("only what serves is revised");
-        let name = known.name.clone();
-        let shard = reservation.shards[0];
-        known.reservation = Some(reservation.clone());
-        inner.evidence.check(&name, Some(&reservation));
-        inner.told.push(format!("{name} {} {} {}", shard.instances, shard.warm, shard.priority));
+        inner.revise(function, reservation);
         now(Ok(()))
     }
 
@@ -599,6 +613,16 @@ async fn an_update_waits_until_its_neighbours_are_ready_for_it() {
     assert!(before.warm < after.warm && after.priority < before.priority, "{before:?} {after:?}");
     let line = |priority| format!("n {} {} {priority}", after.instances, after.warm);
     assert_eq!(told(&world), [line(before.priority), "f".to_owned(), line(after.priority)]);
+    let calls = world.lanes.take_calls();
+    let last = calls.iter().rev().take_while(|call| !call.starts_with("install f")).collect::<Vec<_>>();
+    assert_eq!(last, ["route f Some(Guaranteed)"], "`n` made way as `f` began to serve: {calls:?}");
+    world.check();
+    // Where that cannot be written down, everybody has what he had.
+    world.put(spec("f", &heavy("300ms"), "h"), b"one").await.unwrap();
+    told(&world);
+    world.store.fail_after(1);
+    world.put(spec("f", &heavy("50ms"), "h"), b"one").await.unwrap_err();
+    assert_eq!(shard(&world), before);
     world.check();
 }
 

@@ -96,7 +96,7 @@ fn install(
     for key in 0..stage.functions {
         let (done, mut installed) = oneshot::channel();
         let deployment = Box::new(deployment(key));
-        ends.commands.blocking_send(Command::Install { deployment, image: image(&name(key)), done }).unwrap();
+        ends.commands.blocking_send(Command::Install { deployment, image: image(&name(key)), beside: Vec::new(), done }).unwrap();
         while installed.try_recv() != Ok(Installed::Serving) {
             match ends.orders.blocking_recv().unwrap() {
                 Order::Start(NewInstance { instance, .. }) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine::gaps::Gaps;
 use engine::mirror::{Mirrors, Seen};
-use engine::port::{Action, Deployment, Event, Placement, Refusal};
+use engine::port::{Action, Deployment, Event, Placement, Refusal, Reservation};
 use http::HeaderValue;
 use journal::record::{Counters, Record};
 use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Overflow, Time, Version};
@@ -98,11 +98,18 @@ fn turn_away(waiting: Waiting, refusal: Refusal) {
     let _ = waiting.answer.send(outcome);
 }
 
+/// What is to be done when a version serves.
+struct Installing {
+    /// Functions to revise.
+    beside: Vec<(FunctionKey, Reservation)>,
+    done: oneshot::Sender<Installed>,
+}
+
 /// A function as this lane knows it. Two versions exist during a hand-over.
 struct Function {
     images: BTreeMap<Version, Arc<Image>>,
     deployment: Deployment,
-    installing: Option<(Version, oneshot::Sender<Installed>)>,
+    installing: Option<(Version, Installing)>,
     serving: Option<Version>,
     /// What the last instance that did not become ready had to say.
     failure: String,
@@ -248,12 +255,10 @@ impl<M: Machine> Core<M> {
     /// A command of the control plane.
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Install { deployment, image, done } => self.install(*deployment, image, done),
+            Command::Install { deployment, image, beside, done } => self.install(*deployment, image, Installing { beside, done }),
             Command::Revise { function, reservation, done } => {
-                if let Some(known) = self.functions.get_mut(&function) {
-                    known.deployment.reservation = Some((*reservation).clone());
-                }
-                self.event(Event::Revise { function, reservation });
+                let event = self.revised(function, *reservation);
+                self.event(event);
                 // The control plane that gave up waiting needs no answer.
                 let _ = done.send(());
             }
@@ -392,7 +397,15 @@ impl<M: Machine> Core<M> {
         self.run_actions(now);
     }
 
-    fn install(&mut self, deployment: Deployment, image: Arc<Image>, done: oneshot::Sender<Installed>) {
+    /// Notes what a function is told, and how its machine is told it.
+    fn revised(&mut self, function: FunctionKey, reservation: Reservation) -> Event {
+        if let Some(known) = self.functions.get_mut(&function) {
+            known.deployment.reservation = Some(reservation.clone());
+        }
+        Event::Revise { function, reservation: Box::new(reservation) }
+    }
+
+    fn install(&mut self, deployment: Deployment, image: Arc<Image>, installing: Installing) {
         let (key, version) = (deployment.function, deployment.version);
         let function = self.functions.entry(key).or_insert_with(|| Function {
             images: BTreeMap::new(),
@@ -412,7 +425,7 @@ impl<M: Machine> Core<M> {
         function.deployment = deployment.clone();
         function.failure.clear();
         // A newer installation overtakes one that is still waiting; that one is told by its channel closing.
-        function.installing = Some((version, done));
+        function.installing = Some((version, installing));
         self.event(Event::Install(Box::new(deployment)));
     }
 
@@ -428,8 +441,16 @@ impl<M: Machine> Core<M> {
                 function.images.remove(&version);
             }
         }
-        if let Some((waits_for, done)) = function.installing.take_if(|(waits_for, _)| *waits_for == version) {
+        if let Some((waits_for, Installing { beside, done })) =
+            function.installing.take_if(|(waits_for, _)| *waits_for == version)
+        {
             debug_assert_eq!(waits_for, version, "invariant: taken because equal");
+            if how == Installed::Serving {
+                for (function, reservation) in beside {
+                    let event = self.revised(function, reservation);
+                    self.events.push_back(event);
+                }
+            }
             let _ = done.send(how);
         }
     }

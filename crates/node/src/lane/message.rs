@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Install {
         deployment: Box<Deployment>,
         image: Arc<Image>,
+        /// Functions that are revised at the instant at which it serves.
+        beside: Vec<(FunctionKey, Reservation)>,
         done: oneshot::Sender<Installed>,
     },
     Revise {

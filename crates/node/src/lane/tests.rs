@@ -133,6 +133,10 @@ pub(crate) fn routed(name: &str, key: FunctionKey) -> Route {
 
 /// Has the lane start an instance of a function, as its machine's rule says.
 pub(super) fn install(lane: &Lane<Fake>, name: &str, key: u64) {
+    install_beside(lane, (name, key), Vec::new());
+}
+
+fn install_beside(lane: &Lane<Fake>, (name, key): (&str, u64), beside: Vec<(FunctionKey, Reservation)>) {
     let deployment = Box::new(Deployment {
         function: FunctionKey(key),
         name: name.parse().unwrap(),
@@ -143,7 +147,7 @@ pub(super) fn install(lane: &Lane<Fake>, name: &str, key: u64) {
         reservation: None,
     });
     let (done, _) = tokio::sync::oneshot::channel();
-    lane.with(|core| core.command(Command::Install { deployment, image: image(name), done }));
+    lane.with(|core| core.command(Command::Install { deployment, image: image(name), beside, done }));
 }
 
 /// Starts instance 1 when its function is installed.
@@ -250,8 +254,13 @@ fn twelve_functions_that_flood_at_once_get_the_budget_of_one_node() {
 
 /// Tells a best-effort lane what a function is guaranteed in the other one.
 fn mirror(lane: &Lane<Fake>, key: u64, terms: &[(&str, &str)]) {
+    let reservation = Box::new(reservation(terms));
+    lane.with(|core| core.command(Command::Mirror { function: FunctionKey(key), reservation }));
+}
+
+fn reservation(terms: &[(&str, &str)]) -> Reservation {
     let terms = model::Terms::from_pairs(terms.iter().copied()).unwrap().unwrap().resolve(Duration::from_secs(3)).unwrap();
-    let reservation = Box::new(Reservation {
+    Reservation {
         terms,
         generation: 1,
         rate_class: None,
@@ -260,8 +269,36 @@ fn mirror(lane: &Lane<Fake>, key: u64, terms: &[(&str, &str)]) {
         start_bound: Duration::ZERO,
         response_bound: Duration::from_secs(3),
         tolerance: Duration::ZERO,
+    }
+}
+
+/// Installs `f` beside `n`; says what the lane's machine was told.
+fn told_beside(end: fn(FunctionKey, Version) -> Action) -> Vec<&'static str> {
+    let told = Rc::new(RefCell::new(Vec::new()));
+    on_lane(async || {
+        let noted = Rc::clone(&told);
+        let (lane, _outside) = lane_with(lanes::Lane::Guaranteed, 64, move |_, event, actions| {
+            if matches!(event, Event::Revise { function: FunctionKey(1), .. }) {
+                noted.borrow_mut().push("revise n");
+            }
+            if let Event::Install(deployment) = event
+                && deployment.function == FunctionKey(2)
+            {
+                noted.borrow_mut().push("install f");
+                actions.push(end(deployment.function, deployment.version));
+            }
+        });
+        install(&lane, "n", 1);
+        let beside = vec![(FunctionKey(1), reservation(&[("rate", "1/s"), ("max_run_time", "1ms")]))];
+        install_beside(&lane, ("f", 2), beside);
     });
-    lane.with(|core| core.command(Command::Mirror { function: FunctionKey(key), reservation }));
+    told.take()
+}
+
+#[test]
+fn who_is_beside_a_new_version_is_revised_as_it_begins_to_serve_and_only_then() {
+    assert_eq!(told_beside(|function, version| Action::Serving { function, version }), ["install f", "revise n"]);
+    assert_eq!(told_beside(|function, version| Action::CannotServe { function, version }), ["install f"]);
 }
 
 /// Sends so many large requests at once, and says how many went to the other lane and what the others were answered.
