@@ -7,7 +7,7 @@ use model::Time;
 
 /// A token bucket on the node's clock: `depth` at once, one more every `interval`.
 ///
-/// The guaranteed lane spends from it what its admission accounted for (accepts, looks at requests, excess); what finds it
+/// The guaranteed lane spends from it what its admission accounted for (connections handed over, looks at requests, excess); what finds it
 /// empty is moved to the best-effort lane or waits, and never costs the lane more.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {

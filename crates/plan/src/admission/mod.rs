@@ -61,7 +61,7 @@ pub struct NodeCapacity {
     pub thread_cost: Duration,
     /// The share of its core the front may use for guaranteed invocations and `front_budgets`, in thousandths.
     pub front_limit_thousandths: u16,
-    /// What else the front may do (accepting connections, excess, starts); it stops there.
+    /// What else the front may do (connections handed over, excess, starts); it stops there.
     pub front_budgets: Vec<Budgeted>,
     /// The probe on every core.
     pub tick: Periodic,
