@@ -11,7 +11,7 @@ use model::FunctionName;
 use crate::lambda::Error;
 
 pub use event::{Caller, Request, event};
-pub use response::response;
+pub use response::{is_dear, response};
 
 /// AWS's text for a caller who may not call a function by its URL.
 pub const FORBIDDEN: &str = "Forbidden. For troubleshooting Function URL authorization issues, see: https://docs.aws.amazon.com/lambda/latest/dg/urls-auth.html";

@@ -24,6 +24,7 @@ use super::machine::Machine;
 use super::message::{Moved, Traffic};
 use super::paced::Paced;
 use super::seats::Silence;
+use super::transit::SMALL_BYTES;
 use super::{Lane, Seat};
 use crate::auth::sigv4::PayloadHash;
 use crate::auth::{Grant, PathClass};
@@ -414,8 +415,11 @@ impl<M: Machine> Client<M> {
     /// the best-effort lane has and the guaranteed lane has not. Where that lane has too many, the result waits for its turn.
     /// `None` when the client went away.
     async fn as_url(&mut self, answer: &Answer<'_>, outcome: invoke::Outcome) -> Option<Response<Bytes>> {
-        let large = matches!(&outcome, invoke::Outcome::Succeeded(payload) if LARGE_BYTES < payload.len());
-        if self.lane.lane() == lanes::Lane::BestEffort || !large {
+        if self.lane.lane() == lanes::Lane::BestEffort {
+            return Some(url::response(answer, outcome));
+        }
+        let large = matches!(&outcome, invoke::Outcome::Succeeded(result) if SMALL_BYTES < result.len() || url::is_dear(result));
+        if !large {
             return Some(url::response(answer, outcome));
         }
         let (done, made) = oneshot::channel();

@@ -1,16 +1,24 @@
 //! A function's result as the answer to a request by URL.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::lambda::invoke::{Answer, MAX_RESULT_BYTES, Outcome};
 
 /// Headers that the front writes itself, whatever a function says.
 const FRONT_HEADERS: [&str; 7] = ["connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+
+/// Members, about, that an answer in full may have where it is made of it at once: building each costs as much as looking at many
+/// bytes.
+const MEMBERS_MAX: usize = 200;
 
 /// Renders an outcome by AWS's rules: an object with `statusCode` is an answer in full, anything else is the body of a 200, a
 /// function error is a 502.
@@ -40,10 +48,66 @@ fn bad_gateway() -> Response<Bytes> {
 /// `None` when the result asks for an answer that HTTP does not have.
 fn rendered(result: &Bytes) -> Option<Response<Bytes>> {
     // A custom runtime may give what is no JSON at all: it is passed on as it is.
-    match serde_json::from_slice(result) {
-        Ok(Value::Object(members)) if members.contains_key("statusCode") => full(&members),
-        Ok(Value::String(text)) => Some(plain(Bytes::from(text))),
-        Ok(_) | Err(_) => Some(plain(result.clone())),
+    let text = |result| serde_json::from_slice(result).ok().map(|text: String| plain(Bytes::from(text)));
+    match first(result) {
+        Some(b'"') => Some(text(result).unwrap_or_else(|| plain(result.clone()))),
+        // What looks like an object and is none after all, nested too deep for instance, is passed on as well.
+        Some(b'{') if has_status(result) => match serde_json::from_slice(result) {
+            Ok(members) => full(&members),
+            Err(_) => Some(plain(result.clone())),
+        },
+        Some(_) | None => Some(plain(result.clone())),
+    }
+}
+
+/// Whether making an answer of a result takes long for its length: an answer in full with many members.
+#[must_use]
+pub fn is_dear(result: &[u8]) -> bool {
+    first(result) == Some(b'{') && MEMBERS_MAX < result.iter().filter(|byte| **byte == b',').count() && has_status(result)
+}
+
+fn first(result: &[u8]) -> Option<u8> {
+    result.iter().copied().find(|byte| !byte.is_ascii_whitespace())
+}
+
+/// Whether a result is an object with `statusCode`. Looks it through and builds nothing.
+fn has_status(result: &[u8]) -> bool {
+    serde_json::from_slice(result).is_ok_and(|Status(is_there)| is_there)
+}
+
+struct Status(bool);
+
+#[derive(Deserialize)]
+#[serde(field_identifier)]
+enum Member {
+    #[serde(rename = "statusCode")]
+    Status,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Status {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Status;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Status, A::Error> {
+                let mut is_there = false;
+                while let Some((member, IgnoredAny)) = map.next_entry()? {
+                    is_there |= match member {
+                        Member::Status => true,
+                        Member::Other => false,
+                    };
+                }
+                Ok(Status(is_there))
+            }
+        }
+        deserializer.deserialize_map(Members)
     }
 }
 
@@ -119,6 +183,30 @@ mod tests {
 
     fn result(json: &Value) -> Response<Bytes> {
         answer(Outcome::Succeeded(json.to_string().into()))
+    }
+
+    #[test]
+    fn an_answer_in_full_with_many_members_is_dear_and_nothing_else_is() {
+        let many = vec![1; 1_000];
+        for (result, dear) in [
+            (json!({ "statusCode": 200, "body": many }), true),
+            (json!({ "statusCode": 200, "body": "text" }), false),
+            (json!({ "a": many, "b": { "statusCode": 200 } }), false),
+            (json!(many), false),
+        ] {
+            assert_eq!(is_dear(result.to_string().as_bytes()), dear, "{result}");
+        }
+    }
+
+    #[test]
+    fn a_status_counts_however_its_name_is_written() {
+        let escaped = Outcome::Succeeded(Bytes::from_static(br#" {"a": [1], "status\u0043ode": 204} "#));
+        assert_eq!(answer(escaped).status().as_u16(), 204);
+        let deep = format!("{{\"statusCode\": 204, \"body\": {}{}}}", "[".repeat(200), "]".repeat(200));
+        for broken in [deep.as_str(), r#"{"statusCode": 204"#, r#"{"statusCode": 204} x"#, "\"text", "{"] {
+            let response = answer(Outcome::Succeeded(broken.to_owned().into()));
+            assert_eq!((response.status().as_u16(), &response.body()[..]), (200, broken.as_bytes()));
+        }
     }
 
     #[test]
