@@ -24,7 +24,8 @@ use crate::front_cost::{Ends, the_lane};
 use crate::instance::Running;
 use crate::lanes::{Installed, Route, Standing};
 
-/// Allocations that one invocation takes of the lane's thread, and their bytes.
+/// Allocations that one invocation takes of the lane's thread, and their bytes. Of what waits, the nodes of ordered maps: how full
+/// they are depends on ids that are drawn, so that the bytes have room for that.
 const COUNT_MAX: u64 = 45;
 const BYTES_MAX: u64 = 7_000;
 const LONG: Duration = Duration::from_secs(20);
