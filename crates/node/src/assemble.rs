@@ -28,11 +28,12 @@ use tokio::task::JoinSet;
 use crate::calibrate::{Classes, Measured};
 use crate::code::{Codes, Unpack};
 use crate::control::{self, Clock, Evidence, Gate};
+use crate::descriptors::{Connections, Instances};
 use crate::door::{self, Exits};
 use crate::front::Front;
 use crate::handle::{COMMANDS_MAX, Handle};
 use crate::keyring::{Keyring, Rotations};
-use crate::lane::links::{HAND_OVERS_MAX, Links, ORDERS_MAX, Order, RESULTS_MAX};
+use crate::lane::links::{Links, ORDERS_MAX, Order, RESULTS_MAX};
 use crate::lane::message::{Command, Moved, News, Traffic};
 use crate::lane::{self, Inbox, Machine, Rendering, Start, ThreadPlacement};
 use crate::lanes::Lane;
@@ -70,6 +71,7 @@ pub(crate) struct Node {
     pub(crate) cores: Vec<u16>,
     pub(crate) measured: Measured,
     pub(crate) capacity: NodeCapacity,
+    pub(crate) instances: Instances,
     /// Whether functions can be given outbound connections.
     pub(crate) outbound: Grant,
 }
@@ -85,12 +87,12 @@ struct Queues {
 
 impl Queues {
     /// A lane's queues, and where its starter finds its orders.
-    fn new() -> (Self, mpsc::Receiver<Order>) {
+    fn new(connections: Connections) -> (Self, mpsc::Receiver<Order>) {
         let (orders, for_starter) = mpsc::channel(ORDERS_MAX);
         let queues = Self {
             commands: mpsc::channel(COMMANDS_MAX),
             news: mpsc::channel(NEWS_MAX),
-            traffic: mpsc::channel(HAND_OVERS_MAX as usize),
+            traffic: mpsc::channel(connections.hand_overs as usize),
             results: mpsc::channel(RESULTS_MAX),
             orders,
         };
@@ -129,7 +131,8 @@ impl Node {
         let (mut threads, mut ends) = Threads::new();
         let (common, inner) = self.common()?;
         start_helpers(&mut threads, inner.scribe, logs_in, inner.networks)?;
-        let ((guaranteed, guaranteed_orders), (best_effort, best_effort_orders)) = (Queues::new(), Queues::new());
+        let ((guaranteed, guaranteed_orders), (best_effort, best_effort_orders)) =
+            (Queues::new(self.front.connections), Queues::new(self.front.connections));
         let (to_door, for_door) = mpsc::channel(door::COMMANDS_MAX);
         let handle = Arc::new(Handle::new(guaranteed.commands.0.clone(), best_effort.commands.0.clone(), to_door));
         let gap_news = guaranteed.news.0.clone();
@@ -215,7 +218,7 @@ impl Node {
     fn degrade(&mut self) -> Result<(), Error> {
         self.classes = Classes::Ordinary;
         self.measured = calibrate::measure(&self.cores, self.classes).map_err(|source| Error::Measure { source })?;
-        self.capacity = capacity::of(&self.cores, self.classes, &self.measured, self.options.memory);
+        self.capacity = capacity::of(&self.cores, self.classes, &self.measured, (self.options.memory, self.instances.guaranteed));
         Ok(())
     }
 
@@ -254,7 +257,7 @@ impl Node {
         };
         let (scribe_in, scribe_out) = mpsc::channel(scribe::ORDERS_MAX);
         let (networks_in, networks_out) = mpsc::channel(NETWORKS_MAX);
-        let (management_in, management_out) = mpsc::channel(manage::QUEUE_MAX);
+        let (management_in, management_out) = mpsc::channel(self.front.connections.to_management);
         let common = Common {
             scribe: scribe_in,
             networks: networks_in,
@@ -299,7 +302,7 @@ impl Node {
         };
         let front = Arc::clone(&self.front);
         let rng = ChaCha12Rng::from_seed(random()?);
-        let memory_mib = self.best_effort_memory() >> 20;
+        let (memory_mib, instances) = (self.best_effort_memory() >> 20, self.instances.best_effort);
         let cores = u32::try_from(self.cores.len()).unwrap_or(u32::MAX).max(1);
         let failed = |source| Error::Thread { source };
         match which {
@@ -308,7 +311,8 @@ impl Node {
                 run_lane(Start { lane: which, machine, links, inbox, front, rng, placement })
             }),
             Lane::BestEffort => threads.start(name_of(which), move || {
-                let machine = shared::Engine::new(shared::Options { memory_mib, cores, ..shared::Options::default() });
+                let options = shared::Options { memory_mib, instances, cores, ..shared::Options::default() };
+                let machine = shared::Engine::new(options);
                 run_lane(Start { lane: which, machine, links, inbox, front, rng, placement })
             }),
         }
@@ -505,7 +509,8 @@ impl Serving<'_> {
             let access = Arc::new(Mutex::new(self.node.front.access()));
             let (keyring, rotations) = Keyring::new(self.node.data.clone(), Arc::clone(&self.handle), Arc::clone(&access));
             let router = self.router(&control, (codes, store), &host, rotations);
-            managing = Some(tokio::task::spawn_local(manage::serve(moved, (router, access), stopped)));
+            let connections = self.node.front.connections.management;
+            managing = Some(tokio::task::spawn_local(manage::serve((moved, connections), (router, access), stopped)));
             self.handle.accept(listener).await.map_err(|_| closed())?;
             ready(&self.ready(&control));
             self.watch_over(&control, &host, (ends, keyring)).await

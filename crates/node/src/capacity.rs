@@ -58,8 +58,8 @@ fn affordable(share: Duration, cost: Duration) -> u32 {
     u32::try_from(share.as_nanos() / cost.as_nanos().max(1)).unwrap_or(u32::MAX)
 }
 
-/// The capacity of a machine that was measured. `memory` is the owner's limit in bytes.
-pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: Option<u64>) -> NodeCapacity {
+/// The capacity of a machine that was measured. `memory` is the owner's limit in bytes, `instances` what descriptors leave.
+pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, (memory, instances): (Option<u64>, u32)) -> NodeCapacity {
     let (front, one) = (measured.front, measured.front.invocation);
     // Each lane spends half of what excess there may be.
     let excess = excess_per_second(one).div_ceil(2);
@@ -95,7 +95,7 @@ pub(crate) fn of(cores: &[u16], classes: Classes, measured: &Measured, memory: O
             Classes::Ordinary => Level::Soft,
         },
         memory: memory.unwrap_or_else(|| machine_memory() / 100 * MEMORY_HUNDREDTHS),
-        instances: INSTANCES_MAX,
+        instances,
     }
 }
 

@@ -43,9 +43,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// A signed body must be there within this time.
 const BODY_WITHIN: Duration = Duration::from_secs(120);
 
-/// Serves moved connections until `stop` turns true, then lets running requests end.
+/// Serves moved connections, so many at once, until `stop` turns true, then lets running requests end.
 pub(crate) async fn serve(
-    mut moved: mpsc::Receiver<Moved>,
+    (mut moved, most): (mpsc::Receiver<Moved>, usize),
     (router, access): (Router, Arc<Mutex<Access>>),
     mut stop: watch::Receiver<bool>,
 ) {
@@ -54,7 +54,7 @@ pub(crate) async fn serve(
     loop {
         tokio::select! {
             next = moved.recv() => match next {
-                Some(connection) if connections.len() < CONNECTIONS_MAX => {
+                Some(connection) if connections.len() < most => {
                     let gate = gate.clone();
                     connections.spawn(async move {
                         // A broken management connection concerns its client alone, which sees it break.

@@ -18,7 +18,7 @@ use crate::assemble::Node;
 use crate::auth::origin::Hosts;
 use crate::auth::{Policy, keys};
 use crate::calibrate::{self, Classes, Measured};
-use crate::descriptors::Connections;
+use crate::descriptors::{Connections, Instances};
 use crate::front::Front;
 use crate::lambda::Home;
 use crate::protections::Protections;
@@ -98,7 +98,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
         Grant::Yes => Classes::RealTime,
         Grant::No { .. } => Classes::Ordinary,
     };
-    let connections = Connections::with(descriptors);
+    let (connections, instances) = (Connections::with(descriptors), Instances::with(descriptors));
     let mut protections = Protections::new(host.protections());
     protections.descriptors(descriptors);
     if classes == Classes::RealTime {
@@ -109,7 +109,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
     if life.is_over() {
         return Ok(()); // nothing was started yet
     }
-    let capacity = capacity::of(&cores, classes, &measured, options.memory);
+    let capacity = capacity::of(&cores, classes, &measured, (options.memory, instances.guaranteed));
     let hosts = Hosts::new(address, options.hosts.iter().cloned());
     let policy = Policy { hosts };
     let excess_per_second = capacity::excess_per_second(measured.front.invocation);
@@ -124,6 +124,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), Error>
         cores,
         measured,
         capacity,
+        instances,
         outbound: host.tun,
     };
     node.run(listener, protections, (life, ready))

@@ -251,6 +251,11 @@ fn a_storm_of_connections_stays_at_the_door_and_a_full_rate_is_kept() {
         finding["counters"]["arrivals"].as_u64().unwrap()
     };
     assert_eq!((arrivals("paced"), arrivals("beat")), (served, 4), "half a request is no invocation");
+    // The clients of `paced`, and each request for `beat` on a connection of its own.
+    let handed_over = CLIENTS as u64 + 4;
+    let came = || counted_by("guaranteed", &node, "from-door") + counted_by("guaranteed", &node, "taken-over");
+    crate::support::until("the node has looked at its counters", || handed_over <= came());
+    assert_eq!(came(), handed_over, "nothing of the storm came to the guaranteed lane");
 }
 
 /// Its inputs and results are long, and their ways take longer than it may run.
@@ -328,8 +333,12 @@ fn asks_whether(node: &Node) -> String {
 }
 
 fn counted(node: &Node, what: &str) -> u64 {
+    counted_by("door", node, what)
+}
+
+fn counted_by(lane: &str, node: &Node, what: &str) -> u64 {
     let metrics = node.metrics();
-    let line = format!("takt_connections_total{{lane=\"door\",what=\"{what}\"}} ");
+    let line = format!("takt_connections_total{{lane=\"{lane}\",what=\"{what}\"}} ");
     metrics.lines().find_map(|found| found.strip_prefix(&line)?.parse().ok()).unwrap_or_else(|| panic!("{what}: {metrics}"))
 }
 

@@ -58,7 +58,9 @@ pub(crate) const BACKLOG: i32 = 4_096;
 /// The pause after an accept that failed.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// Connections of one function that wait for their hand-over.
-const LINE_MAX: usize = 32;
+pub(crate) const LINE_MAX: usize = 32;
+/// Stages of a connection whose first request is not there yet, each with places of its own.
+pub(crate) const STAGES: usize = 3;
 /// Turns of the event loop between two questions to the kernel about what came.
 const EVENT_INTERVAL: u32 = 8;
 /// Connections accepted in a row before what came on others is read: none of them is taken for silent meanwhile.
@@ -149,6 +151,22 @@ enum Payer {
 /// There is no hand-over for a connection: not now, or too many wait for theirs.
 struct Full;
 
+/// A connection that waits for its hand-over.
+struct InLine<'a>(&'a Cell<usize>);
+
+impl<'a> InLine<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// The door's state. One thread; no borrow lives across an `.await`.
 struct Door {
     exits: Exits,
@@ -157,6 +175,8 @@ struct Door {
     front: Arc<Front>,
     hand_overs: RefCell<Shares<Payer>>,
     lines: RefCell<BTreeMap<Payer, Rc<tokio::sync::Mutex<()>>>>,
+    /// Connections in all lines.
+    in_line: Cell<usize>,
     places: RefCell<Places<AbortHandle>>,
     of_each: usize,
     counts: RefCell<Counts>,
@@ -217,6 +237,7 @@ impl Door {
             front,
             hand_overs: RefCell::new(hand_overs),
             lines: RefCell::new(BTreeMap::from([(Payer::Leases, Rc::default())])),
+            in_line: Cell::new(0),
             places: RefCell::new(Places::new(of_each)),
             of_each,
             counts: RefCell::default(),
@@ -281,9 +302,11 @@ impl Door {
     /// of them wait. Safe to drop at any point.
     async fn turn(&self, payer: Payer) -> Result<(), Full> {
         let line = self.lines.borrow().get(&payer).cloned().ok_or(Full)?;
-        if LINE_MAX <= Rc::strong_count(&line) - 2 {
+        let limits = &self.front.connections;
+        if limits.line <= Rc::strong_count(&line) - 2 || limits.lines <= self.in_line.get() {
             return Err(Full);
         }
+        let _waits = InLine::new(&self.in_line);
         let _first = line.lock().await;
         loop {
             let spent = self.hand_overs.borrow_mut().spend(payer, clock::now());
@@ -310,11 +333,7 @@ impl Door {
     }
 
     fn usage(&self) -> Usage {
-        Usage {
-            counts: *self.counts.borrow(),
-            waiting: self.places.borrow().taken(),
-            places: Places::<AbortHandle>::STAGES * self.of_each,
-        }
+        Usage { counts: *self.counts.borrow(), waiting: self.places.borrow().taken(), places: STAGES * self.of_each }
     }
 }
 

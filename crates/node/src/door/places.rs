@@ -50,8 +50,6 @@ impl<T> Stage<T> {
 }
 
 impl<T> Places<T> {
-    pub(super) const STAGES: usize = 3;
-
     /// So many places `of_each` stage, at least 1.
     pub(super) fn new(of_each: usize) -> Self {
         assert!(0 < of_each, "invariant: a stage has a place");

@@ -527,7 +527,7 @@ impl<M: Machine> Core<M> {
 
     fn hand_over(&mut self, waiting: Waiting, how: fn(Box<Waiting>) -> Traffic) {
         if let Err(back) = self.links.hand_over(waiting, how) {
-            turn_away(*back, Refusal::Busy { limit: super::links::HAND_OVERS_MAX });
+            turn_away(*back, Refusal::Busy { limit: self.front.connections.hand_overs });
         }
     }
 

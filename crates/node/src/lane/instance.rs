@@ -22,7 +22,7 @@ use crate::instance::Running;
 use crate::lambda::invoke;
 
 /// Connections that one instance may hold to its Runtime API at once.
-pub(super) const CONNECTIONS_MAX: usize = 64;
+pub(crate) const CONNECTIONS_MAX: usize = 8;
 
 /// What a waiting connection is given: an invocation, as the answer to its request.
 pub(super) type Held = (Response<Bytes>, InvocationId);

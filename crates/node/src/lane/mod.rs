@@ -47,6 +47,7 @@ use self::core::Core;
 pub(crate) use self::core::EXCESS_AT_ONCE;
 use self::counts::What;
 pub(crate) use self::delays::Delays;
+pub(crate) use self::instance::CONNECTIONS_MAX as INSTANCE_CONNECTIONS_MAX;
 use self::links::Links;
 pub(crate) use self::machine::Machine;
 use self::message::{Command, Moved, News, Traffic};
