@@ -99,12 +99,12 @@ impl Running {
 
     /// Makes threads of it real-time.
     pub(crate) fn raise(&self, threads: &[Pid], priority: u8) -> Result<(), sched::Error> {
-        self.handle.as_ref().map_or(Ok(()), |_| sched::raise(self.program, threads, priority))
+        self.handle.as_ref().map_or(Ok(()), |handle| handle.raise(self.program, threads, priority))
     }
 
     /// Makes threads of it ordinary.
     pub(crate) fn lower(&self, threads: &[Pid]) -> Result<(), sched::Error> {
-        self.handle.as_ref().map_or(Ok(()), |_| sched::lower(self.program, threads))
+        self.handle.as_ref().map_or(Ok(()), |handle| handle.lower(self.program, threads))
     }
 }
 

@@ -95,6 +95,14 @@ pub(crate) async fn run(
     let nursery = Arc::new(nursery);
     let maker = Maker { client, kit, nursery: Arc::clone(&nursery), shares };
     let mut work = JoinSet::new();
+    if nursery.is_some() {
+        let nursery = Arc::clone(&nursery);
+        work.spawn(async move {
+            if let Some(nursery) = nursery.as_ref() {
+                nursery.look_after_makers().await;
+            }
+        });
+    }
     let mut starts = Budget::new(STARTS_PER_SECOND, STARTS_AT_ONCE);
     let mut queue: Queue<NewInstance> = Queue::default();
     loop {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use model::Time;
 use plan::admission::{Book, LOWEST_PRIORITY};
 use runtime::launcher::{CpuMeter, Placement};
-use runtime::sys::clock;
+use runtime::sys::{clock, sched};
 use rustix::process::Pid;
 
 use crate::door;
@@ -26,21 +26,28 @@ pub(crate) const PRIORITY: u8 = 1;
 pub(crate) const MAKER_PRIORITY: u8 = 2;
 const _: () = assert!(PRIORITY < MAKER_PRIORITY && MAKER_PRIORITY < LOWEST_PRIORITY);
 
-/// What admission keeps for starts, and for the door, of each core and second.
-pub(crate) const LEAST: Duration = Duration::from_millis(100);
 /// What starts use of each core and second at most, however little is promised: the rest is for best effort.
 const MOST: Duration = Duration::from_millis(500);
-/// What makers may use within a second in any case. They may use half of what is left to starts of every core, where that is
-/// more; where it is used up, the next start waits.
+/// What they may use in any case.
+const STARTS_LEAST: Duration = Duration::from_millis(50);
+/// What makers may use within a second in any case, beside what starts use. They may use half of what is left to starts of every
+/// core, too, as long as it is there; where that is used up, the next start waits and they are of ordinary class.
 const MAKERS_LEAST: Duration = Duration::from_millis(40);
+/// The nice value of makers that are of ordinary class: best effort does not stop them.
+const MAKERS_NICE: i8 = -10;
 /// For looking late.
 const SPARE: Duration = Duration::from_millis(20);
-const _: () = assert!(MAKERS_LEAST.as_nanos() + SPARE.as_nanos() + door::WITHIN_A_SECOND.as_nanos() < LEAST.as_nanos());
+/// Of each core and second, what is not for the starts themselves.
+const BESIDE: Duration = door::WITHIN_A_SECOND.checked_add(MAKERS_LEAST).unwrap().checked_add(SPARE).unwrap();
+/// What admission keeps for starts, what makes them, and the door, of each core and second.
+pub(crate) const LEAST: Duration = BESIDE.checked_add(STARTS_LEAST).unwrap();
 /// A start at ordinary class goes on at real-time class once this much is left.
 const RESUMES_WITH: Duration = Duration::from_millis(10);
 const SECOND: Duration = Duration::from_secs(1);
 /// How often a start is looked at: threads it began meanwhile get its class, and its CPU time is charged.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How often makers are looked at: what they use meanwhile on two cores is within [`SPARE`].
+const LOOK_AT_MAKERS_EVERY: Duration = Duration::from_millis(10);
 
 /// What starts may use of each core at real-time class within a second. Set by the control plane, read by the starter.
 #[derive(Debug)]
@@ -56,7 +63,7 @@ impl Limits {
     /// What a book leaves of every core. Called before anything new in it runs.
     pub(crate) fn set(&self, book: &Book) {
         for (limit, used) in self.0.iter().zip(book.busiest_seconds()) {
-            let left = book.capacity().real_time_per_second.saturating_sub(*used + SPARE + door::WITHIN_A_SECOND).min(MOST);
+            let left = book.capacity().real_time_per_second.saturating_sub(*used + BESIDE).min(MOST);
             limit.store(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
     }
@@ -95,31 +102,48 @@ impl Spent {
     }
 }
 
-/// CPU time of what makes starts: the launcher, and the starter's thread, on which alone this is asked.
+/// What makes starts: the launcher, and the starter's thread, on which alone this is asked.
 #[derive(Debug)]
 struct Makers {
-    launcher: CpuMeter,
+    launcher: Pid,
+    meter: CpuMeter,
     seen: Duration,
+    standing: Standing,
+    /// What they used at real-time class.
+    lately: Spent,
 }
 
 impl Makers {
     fn new(launcher: Pid) -> Self {
-        let mut makers = Self { launcher: CpuMeter::of(launcher), seen: Duration::ZERO };
+        let meter = CpuMeter::of(launcher);
+        let mut makers = Self { launcher, meter, seen: Duration::ZERO, standing: Standing::RealTime, lately: Spent::new(1) };
         makers.used();
         makers
     }
 
-    /// What they used since this was asked last.
+    /// CPU time they used since this was asked last.
     fn used(&mut self) -> Duration {
         // A launcher that is gone takes the node along.
-        let seen = self.launcher.program_used().unwrap_or_default() + clock::thread_cpu();
+        let seen = self.meter.program_used().unwrap_or_default() + clock::thread_cpu();
         let used = seen.saturating_sub(self.seen);
         self.seen = seen;
         used
     }
+
+    /// Gives them a class.
+    fn stand(&mut self, standing: Standing) -> Result<(), sched::Error> {
+        let class = match standing {
+            Standing::RealTime => sched::Class::Fifo { priority: MAKER_PRIORITY },
+            Standing::Ordinary => sched::Class::Other { nice: MAKERS_NICE },
+        };
+        sched::set_thread(self.launcher, class)?;
+        sched::set_current(class)?;
+        self.standing = standing;
+        Ok(())
+    }
 }
 
-/// The class a start has now.
+/// The class of a start, or of what makes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     RealTime,
@@ -134,35 +158,67 @@ pub(crate) struct Nursery {
     cores: Vec<u16>,
     /// Taken by tasks of the starter's thread alone, as is `makers`.
     spent: Mutex<Spent>,
-    /// With what they used within the last second.
-    makers: Mutex<(Makers, Spent)>,
+    makers: Mutex<Makers>,
 }
 
 impl Nursery {
     /// Called on the starter's thread.
     pub(crate) fn new(limits: Arc<Limits>, cores: Vec<u16>, launcher: Pid) -> Self {
         let spent = Mutex::new(Spent::new(cores.len()));
-        let makers = Mutex::new((Makers::new(launcher), Spent::new(1)));
+        let makers = Mutex::new(Makers::new(launcher));
         Self { limits, cores, spent, makers }
     }
 
-    /// Charges what the makers used since the last time, to every core: nobody knows where they ran. Says when the next start
-    /// may begin, where they used too much of the last second.
+    /// Charges what the makers used since the last time. Says when the next start may begin, where they used too much of the
+    /// last second.
     pub(crate) fn charge_makers(&self) -> Result<(), Time> {
-        let now = clock::now();
-        let mut makers = self.makers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (clocks, lately) = &mut *makers;
-        let used = clocks.used();
-        lately.charge(0, now, used);
-        for core in (0..).take(self.cores.len()) {
-            self.spent().charge(core, now, used);
+        let mut makers = self.makers();
+        let used = makers.used();
+        self.charge_for(&mut makers, clock::now(), used)
+    }
+
+    /// What they use beyond what is set aside for them comes off the starts of every core: nobody knows where they ran.
+    fn charge_for(&self, makers: &mut Makers, now: Time, used: Duration) -> Result<(), Time> {
+        if makers.standing == Standing::RealTime {
+            let beyond = used.saturating_sub(makers.lately.left(0, now, MAKERS_LEAST));
+            makers.lately.charge(0, now, used);
+            (0..).take(self.cores.len()).for_each(|core| self.spent().charge(core, now, beyond));
         }
-        let scarcest = (0..).take(self.cores.len()).map(|core| self.limits.of(core)).min().unwrap_or_default();
-        if lately.left(0, now, MAKERS_LEAST.max(scarcest / 2)).is_zero() {
-            Err(lately.oldest(0).map_or(now, |at| at + SECOND))
-        } else {
-            Ok(())
+        let scarcest = |left: &dyn Fn(u16) -> Duration| (0..).take(self.cores.len()).map(left).min().unwrap_or_default();
+        let may_use = MAKERS_LEAST + scarcest(&|core| self.limits.of(core)) / 2;
+        let of_starts = scarcest(&|core| self.spent().left(core, now, self.limits.of(core)));
+        let set_aside = makers.lately.left(0, now, MAKERS_LEAST);
+        if set_aside.is_zero() && makers.lately.left(0, now, may_use).min(of_starts).is_zero() {
+            return Err(makers.lately.oldest(0).map_or(now, |at| at + SECOND));
         }
+        Ok(())
+    }
+
+    /// Sees to it that the makers have the class their budget allows: starts wait, but what follows from deaths does not.
+    pub(crate) async fn look_after_makers(&self) {
+        loop {
+            self.look_at_makers();
+            tokio::time::sleep(LOOK_AT_MAKERS_EVERY).await;
+        }
+    }
+
+    fn look_at_makers(&self) {
+        let allowed = self.charge_makers();
+        let mut makers = self.makers();
+        let set_aside = makers.lately.left(0, clock::now(), MAKERS_LEAST);
+        let standing = match (makers.standing, allowed) {
+            (Standing::RealTime, Ok(())) => Standing::RealTime,
+            (Standing::Ordinary, Ok(())) if RESUMES_WITH <= set_aside => Standing::RealTime,
+            (Standing::RealTime | Standing::Ordinary, Ok(()) | Err(_)) => Standing::Ordinary,
+        };
+        if standing != makers.standing {
+            // What fails is tried again at the next look.
+            let _ = makers.stand(standing);
+        }
+    }
+
+    fn makers(&self) -> MutexGuard<'_, Makers> {
+        self.makers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn spent(&self) -> MutexGuard<'_, Spent> {
@@ -251,28 +307,29 @@ mod tests {
     }
 
     #[test]
-    fn what_makers_use_is_taken_from_the_starts_of_every_core_and_bounds_how_many_begin() {
+    fn makers_and_starts_together_use_no_more_than_admission_leaves() {
         let limits = Limits::new(2);
-        limits.0.iter().for_each(|limit| limit.store(100_000_000, Ordering::Relaxed));
-        let mut launcher = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let nursery = Nursery::new(Arc::new(limits), vec![0, 1], Pid::from_child(&launcher));
-        nursery.charge_makers().unwrap();
-        let work = |ms: u64| {
-            let until = clock::thread_cpu() + Duration::from_millis(ms);
-            while clock::thread_cpu() < until {}
-        };
-        let later = loop {
-            work(5);
-            if let Err(later) = nursery.charge_makers() {
-                break later;
-            }
-        };
-        assert!(clock::now() < later + SECOND, "{later:?}");
-        for core in 0..2 {
-            let left = nursery.spent().left(core, Time::ZERO, ms(100));
-            assert!(left <= ms(100) - MAKERS_LEAST, "{left:?}");
-        }
-        launcher.kill().unwrap();
-        launcher.wait().unwrap();
+        limits.0.iter().for_each(|limit| limit.store(50_000_000, Ordering::Relaxed));
+        let nursery = Nursery::new(Arc::new(limits), vec![0, 1], rustix::process::getpid());
+        let left = |at| nursery.spent().left(1, Time::from_millis(at), ms(50));
+        let charge = |at, used| nursery.charge_for(&mut nursery.makers(), Time::from_millis(at), ms(used));
+        // What is set aside for them costs starts nothing, and starts that used all of theirs leave it to them.
+        assert_eq!((charge(100, 30), left(100)), (Ok(()), ms(50)));
+        assert_eq!((charge(200, 25), left(200)), (Ok(()), ms(35)));
+        nursery.spent().charge(1, Time::from_millis(300), ms(35));
+        assert_eq!(charge(300, 0), Err(Time::from_millis(1_100)));
+        assert_eq!(charge(1_100, 0), Ok(()), "30 ms of what is set aside for them are back");
+    }
+
+    #[test]
+    fn makers_use_half_of_what_is_left_to_starts_at_most_and_nothing_is_charged_at_ordinary_class() {
+        let limits = Limits::new(1);
+        limits.0[0].store(200_000_000, Ordering::Relaxed);
+        let nursery = Nursery::new(Arc::new(limits), vec![0], rustix::process::getpid());
+        let charge = |at, used| nursery.charge_for(&mut nursery.makers(), Time::from_millis(at), ms(used));
+        assert_eq!(charge(100, 139), Ok(()));
+        assert_eq!(charge(200, 1), Err(Time::from_millis(1_100)));
+        nursery.makers().standing = Standing::Ordinary;
+        assert_eq!(charge(1_200, 500), Ok(()));
     }
 }

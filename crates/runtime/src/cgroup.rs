@@ -337,10 +337,10 @@ impl Groups {
     /// Kills what is left in the groups and removes all directories of this launcher. A daemon that lives on is back where it
     /// came from.
     pub fn close(&self) -> Result<(), Error> {
-        for hierarchy in self.hierarchies.iter().filter(|hierarchy| hierarchy.format == Format::V1) {
-            dissolve(&hierarchy.daemon())?;
-        }
-        self.hierarchies.iter().try_for_each(|hierarchy| remove_tree(&hierarchy.base))
+        // The instances' first: what becomes of ours must not leave any of theirs behind.
+        self.hierarchies.iter().try_for_each(|hierarchy| remove_tree(&hierarchy.base))?;
+        let with_daemon = self.hierarchies.iter().filter(|hierarchy| hierarchy.format == Format::V1);
+        with_daemon.map(Hierarchy::daemon).try_for_each(|group| dissolve(&group))
     }
 }
 

@@ -233,7 +233,7 @@ impl<M: Machine> Core<M> {
             known.serving = None;
             known.answered = Some(cpu_time);
         }
-        self.returns(now, instance, cpu_time);
+        self.returns(now, (id, instance), cpu_time);
         self.tell_transfer(id);
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let delivered = waiting.progress.delivered.unwrap_or(now);
@@ -325,7 +325,7 @@ impl<M: Machine> Core<M> {
         let cpu = self.cpu_time(instance);
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         let Some(known) = self.instances.get_mut(&instance) else { return };
-        known.work(cpu, allowance.cpu.budget(allowance.run_time));
+        known.work(cpu, allowance);
         if self.lane == lanes::Lane::BestEffort {
             known.sample_begin(now);
         }

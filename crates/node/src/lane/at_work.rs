@@ -55,9 +55,7 @@ impl Work {
         let mut runtime = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (exited, exit) = oneshot::channel();
         let running = stand.running();
-        while running.wants_its_core() {
-            tokio::task::yield_now().await; // until it sleeps
-        }
+        until(|| !running.wants_its_core()).await; // it sleeps
         let started = News::Started { instance: ONE, running, listener, exit, began: clock::now() };
         news_of(&lane, started);
         serve_tasks(&lane);
@@ -106,13 +104,10 @@ impl Work {
 
     /// Waits until the machine is told how the invocation ended.
     async fn end(&self) -> End {
-        loop {
-            let ended = |event: &Event| if let Event::Ended { end, .. } = event { Some(*end) } else { None };
-            if let Some(end) = self.events.borrow().iter().find_map(ended) {
-                return end;
-            }
-            tokio::task::yield_now().await;
-        }
+        let ended = |event: &Event| if let Event::Ended { end, .. } = event { Some(*end) } else { None };
+        let found = || self.events.borrow().iter().find_map(ended);
+        until(|| found().is_some()).await;
+        found().unwrap()
     }
 }
 
@@ -220,8 +215,11 @@ fn is_with_lane(work: &Work, id: InvocationId) -> bool {
     core.transits.with_lane(id, now) < core.transits.with_lane(id, now + RUN_TIME)
 }
 
+/// Looks until the condition holds; gives up so late that only what never comes is given up.
 async fn until(condition: impl Fn() -> bool) {
+    let begun = clock::now();
     while !condition() {
+        assert!(clock::now().since(begun) < Duration::from_secs(60), "it does not come");
         tokio::task::yield_now().await;
     }
 }
@@ -269,6 +267,27 @@ fn a_result_that_waits_for_its_turn_uses_no_run_time() {
         until(|| is_with_lane(&work, id)).await;
         work.look(id, 5);
         assert!(!work.overran());
+    });
+}
+
+#[test]
+fn a_long_result_that_is_found_ends_the_pauses() {
+    on_lane(async || {
+        let mut work = Work::begin().await;
+        use_up_turns(&work);
+        let (id, _client) = submit(&work, 2);
+        work.handed().await;
+        let pauses = |work: &Work| work.lane.core.borrow().watches.pauses(id).unwrap();
+        work.runtime.write_all(b"POST /").await.unwrap();
+        work.look(id, 2);
+        assert_eq!(pauses(&work), 1);
+        let body = "1".repeat(200_000);
+        let rest =
+            format!("2018-06-01/runtime/invocation/{id}/response HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        work.runtime.write_all(rest.as_bytes()).await.unwrap();
+        until(|| is_with_lane(&work, id)).await;
+        work.look(id, 1);
+        assert_eq!(pauses(&work), 0, "whether it waits for its core is asked again");
     });
 }
 

@@ -25,6 +25,7 @@ use super::machine::Machine;
 use super::message::{Command, Traffic};
 use super::transit::Transits;
 use super::watch::Watches;
+use crate::assemble::error_line;
 use crate::budget::Shares;
 use crate::front::Front;
 use crate::instance::{Running, StartFailure};
@@ -277,6 +278,7 @@ impl<M: Machine> Core<M> {
                 self.mirrors.remove(function);
                 self.functions.remove(&function);
                 self.excess.leave(function);
+                self.returning.forget(function);
                 let _ = done.send(());
             }
             Command::Route { name, route, done } => {
@@ -744,6 +746,9 @@ impl<M: Machine> Core<M> {
 
     pub(super) fn gone(&mut self, instance: InstanceId) {
         self.settle_usage(clock::now(), instance);
+        if let Some(error) = self.instances.get_mut(&instance).and_then(|known| known.classless.take()) {
+            self.tell(instance, format!("killed: the node could not change its class: {}", error_line(&error)));
+        }
         self.event(Event::Gone { instance });
         self.instances.remove(&instance);
         self.returning.remove(instance);

@@ -9,7 +9,7 @@ use engine::port::Placement;
 use http::{HeaderValue, Response};
 use model::{FunctionKey, InvocationId, Runtime, Time};
 use runtime::api::{ConnectionId, Session};
-use runtime::sys::clock;
+use runtime::sys::{clock, sched};
 use rustix::process::Pid;
 use tokio::sync::oneshot;
 
@@ -20,6 +20,7 @@ use super::ration::Ration;
 use super::sampling::Sampling;
 use crate::instance::Running;
 use crate::lambda::invoke;
+use crate::starts;
 
 /// Connections that one instance may hold to its Runtime API at once.
 pub(crate) const CONNECTIONS_MAX: usize = 8;
@@ -59,6 +60,8 @@ pub(super) struct Instance {
     /// Those that are real-time while it works. None where nobody may be, and while it is demoted.
     pub(super) threads: Vec<Pid>,
     pub(super) phase: Phase,
+    /// Why it was killed, if that was for its class.
+    pub(super) classless: Option<sched::Error>,
     pub(super) sampling: Sampling,
     pub(super) ration: Ration,
 }
@@ -106,6 +109,7 @@ impl Instance {
             used: Duration::ZERO,
             threads: Vec::new(),
             phase: Phase::Resting,
+            classless: None,
             sampling: Sampling::default(),
             ration: Ration::new(runtime),
         }
@@ -126,10 +130,16 @@ impl Instance {
         self.running = Some(running);
     }
 
+    /// Kills it. The kernel takes its memory down at the class it has then, so one that works dies below all that serve.
     pub(super) fn kill(&mut self) {
         self.fate = Fate::Doomed;
         self.wanted = None;
         if let Some(running) = &self.running {
+            match self.phase {
+                // It is killed at whatever class it has.
+                Phase::Working { .. } | Phase::Returning(_) => drop(running.raise(&self.threads, starts::PRIORITY)),
+                Phase::Resting | Phase::Late => {}
+            }
             running.kill();
         }
     }

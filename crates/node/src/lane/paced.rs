@@ -440,7 +440,11 @@ impl<S: AsyncWrite + Readiness + Unpin> AsyncWrite for Paced<S> {
             let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
             return self.poll_write(context, first);
         }
-        let written = ready!(Pin::new(&mut it.stream).poll_write_vectored(context, slices));
+        let written = Pin::new(&mut it.stream).poll_write_vectored(context, slices);
+        if written.is_pending() {
+            it.writes.others();
+        }
+        let written = ready!(written);
         it.writes.moved();
         Poll::Ready(written)
     }
@@ -541,6 +545,27 @@ mod tests {
             assert!(count <= FREE_READS.bytes * 2, "{count} bytes were read");
         });
         assert_eq!(taken.await, 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_full_socket_holds_up_is_the_other_sides_time_though_little_is_left() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _there = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (here, _) = listener.accept().await.unwrap();
+        let mut paced = Paced::new(here, Some(line(1_000_000, 100_000)));
+        let transit = Rc::<Transit>::default();
+        paced.writes_for(Some(Rc::clone(&transit)));
+        let rest = vec![0; PIECE_BYTES - 1];
+        let full = std::future::poll_fn(|context| {
+            while let Poll::Ready(written) =
+                Pin::new(&mut paced).poll_write_vectored(context, &[IoSlice::new(&rest[..100]), IoSlice::new(&rest[100..])])
+            {
+                written.unwrap();
+            }
+            Poll::Ready(())
+        });
+        full.await;
+        assert_eq!(transit.until(), None);
     }
 
     #[tokio::test]

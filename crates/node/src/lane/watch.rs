@@ -73,6 +73,40 @@ enum Verdict {
     Look { at: Time, resting: bool },
 }
 
+/// The own time of an invocation, from its delivery on, as far as it is needed after the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Own {
+    core: Option<u16>,
+    delivered: Time,
+    pushed_aside_before: Duration,
+    stolen_before: Duration,
+    /// Of its input and result.
+    transfer: Duration,
+    run_time: Duration,
+}
+
+impl Own {
+    #[cfg(test)]
+    pub(super) fn begun(delivered: Time, run_time: Duration) -> Self {
+        let none = Duration::ZERO;
+        Self { core: None, delivered, pushed_aside_before: none, stolen_before: none, transfer: none, run_time }
+    }
+
+    pub(super) fn core(&self) -> Option<u16> {
+        self.core
+    }
+
+    /// Time since the delivery that was others', given what its program was pushed aside and its core taken away in all.
+    pub(super) fn others(&self, pushed_aside: Duration, stolen: Duration) -> Duration {
+        let pushed_aside = pushed_aside.saturating_sub(self.pushed_aside_before);
+        pushed_aside + stolen.saturating_sub(self.stolen_before) + self.transfer
+    }
+
+    pub(super) fn left(&self, now: Time, others: Duration) -> Duration {
+        self.run_time.saturating_sub(now.since(self.delivered).saturating_sub(others))
+    }
+}
+
 impl Watch {
     /// What is left to it of its CPU budget, and until one of its bounds can be reached.
     fn left(&self, now: Time, used: Used) -> (Duration, Duration) {
@@ -125,6 +159,16 @@ impl Watches {
             return None;
         }
         Some(self.states.book(now)).filter(|from| now < *from)
+    }
+
+    #[cfg(test)]
+    pub(super) fn pauses(&self, id: InvocationId) -> Option<u8> {
+        self.by_id.get(&id).map(|watch| watch.pauses)
+    }
+
+    /// Whether one look at what threads do can be afforded now.
+    pub(super) fn may_see_states(&mut self, now: Time) -> bool {
+        self.states.spend(now).is_ok()
     }
 
     pub(super) fn next(&self) -> Option<Time> {
@@ -185,6 +229,25 @@ impl<M: Machine> Core<M> {
         self.watches.by_id.get(&id).map_or(Duration::ZERO, |watch| cpu.saturating_sub(watch.cpu_before))
     }
 
+    /// The own time of an invocation that answered, if the analysis counts its waiting as if it executed: it may use a whole core.
+    pub(super) fn own_time_of(&self, id: InvocationId, now: Time) -> Option<Own> {
+        let watch = self.watches.by_id.get(&id).filter(|watch| watch.run_time <= watch.cpu_budget)?;
+        Some(Own {
+            core: watch.core,
+            delivered: watch.delivered,
+            pushed_aside_before: watch.pushed_aside_before,
+            stolen_before: watch.stolen_before,
+            transfer: self.transits.with_lane(id, now),
+            run_time: watch.run_time,
+        })
+    }
+
+    /// By how much the bound of a running invocation moved: what was taken from its core, and the lane's time with what it moved.
+    pub(super) fn bound_moved(&self, id: InvocationId, now: Time) -> Duration {
+        let stolen = |watch: &Watch| self.stolen_on(watch.core).saturating_sub(watch.stolen_before);
+        self.watches.by_id.get(&id).map_or(Duration::ZERO, stolen) + self.transits.with_lane(id, now)
+    }
+
     /// Looks at what a running invocation used; ends it or looks again later.
     pub(super) fn check_watch(&mut self, now: Time, id: InvocationId) {
         let Some(watch) = self.watches.by_id.remove(&id) else { return };
@@ -205,7 +268,7 @@ impl<M: Machine> Core<M> {
                 self.watches.set(id, Watch { at: now + UNREAD_PAUSE, pauses: watch.pauses + 1, ..watch });
             }
             Verdict::Overran => self.event_at(now, Event::Overran { id, cpu: used.cpu }),
-            Verdict::Look { at, resting } => self.watches.set(id, Watch { at, resting, booked: false, ..watch }),
+            Verdict::Look { at, resting } => self.watches.set(id, Watch { at, resting, booked: false, pauses: 0, ..watch }),
         }
     }
 

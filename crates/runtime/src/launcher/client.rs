@@ -85,6 +85,16 @@ impl Handle {
         }
         place(program, placement)
     }
+
+    /// Makes threads of the program real-time, as [`sched::raise`] does. A dead one has none.
+    pub fn raise(&self, program: Pid, threads: &[Pid], priority: u8) -> Result<(), sched::Error> {
+        if self.program.is_dead() { Ok(()) } else { sched::raise(program, threads, priority) }
+    }
+
+    /// Makes threads of the program ordinary, as [`sched::lower`] does. A dead one has none.
+    pub fn lower(&self, program: Pid, threads: &[Pid]) -> Result<(), sched::Error> {
+        if self.program.is_dead() { Ok(()) } else { sched::lower(program, threads) }
+    }
 }
 
 impl Drop for Handle {

@@ -114,7 +114,7 @@ pub fn set_process(process: Pid, class: Class, cores: &[u16]) -> Result<Vec<Pid>
 }
 
 /// Makes threads of a process real-time at `priority`, and leaves their cores as they are. Those that have ended are passed over:
-/// their numbers may be others' now. Cost: two system calls per thread, together about a microsecond.
+/// their numbers may be others' now. Whether the process itself still has its number is for the caller to know, by a pidfd. Cost: two system calls per thread, together about a microsecond.
 pub fn raise(process: Pid, threads: &[Pid], priority: u8) -> Result<(), Error> {
     each(process, threads, Class::Fifo { priority })
 }
@@ -126,10 +126,7 @@ pub fn lower(process: Pid, threads: &[Pid]) -> Result<(), Error> {
 
 fn each(process: Pid, threads: &[Pid], class: Class) -> Result<(), Error> {
     for thread in threads {
-        if !is_thread_of(process, *thread) {
-            continue;
-        }
-        match set_policy_of(*thread, class) {
+        match is_thread_of(process, *thread).and_then(|()| set_policy_of(*thread, class)) {
             Err(source) if !is_gone(&source) => {
                 return Err(Error::Class { thread: thread.as_raw_nonzero().get(), class, source });
             }
@@ -139,13 +136,15 @@ fn each(process: Pid, threads: &[Pid], class: Class) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a thread is alive and of this process. The number of one that ended a moment ago names nobody yet: the kernel
-/// gives out all others first.
-fn is_thread_of(process: Pid, thread: Pid) -> bool {
+/// Errors where a thread is not alive or not of this process, with `ESRCH` for that. The number of one that ended a moment ago
+/// names nobody yet: the kernel gives out all others first.
+fn is_thread_of(process: Pid, thread: Pid) -> io::Result<()> {
     let (process, thread) = (process.as_raw_nonzero().get(), thread.as_raw_nonzero().get());
     // SAFETY: signal 0 is sent to nobody, and no memory is passed; the kernel checks both numbers.
-    let sent = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, 0) };
-    sent == 0
+    match unsafe { libc::syscall(libc::SYS_tgkill, process, thread, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn is_placed(thread: Pid, class: Class, cores: &[u16]) -> bool {
