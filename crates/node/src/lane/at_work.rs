@@ -282,8 +282,10 @@ fn a_long_result_that_is_found_ends_the_pauses() {
         work.look(id, 2);
         assert_eq!(pauses(&work), 1);
         let body = "1".repeat(200_000);
-        let rest =
-            format!("2018-06-01/runtime/invocation/{id}/response HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let rest = format!(
+            "2018-06-01/runtime/invocation/{id}/response HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
         work.runtime.write_all(rest.as_bytes()).await.unwrap();
         until(|| is_with_lane(&work, id)).await;
         work.look(id, 1);
