@@ -46,6 +46,9 @@ impl Address {
             bail!("`{url}` has a path; the address of a node is http://HOST:PORT");
         }
         let authority = uri.authority().map_or("", http::uri::Authority::as_str);
+        if authority.contains('@') {
+            bail!("`{url}` names a user; the address of a node is http://HOST:PORT");
+        }
         let port = match authority.rsplit_once(host) {
             Some((_, "")) => 80,
             Some((_, rest)) => rest.trim_start_matches(':').parse().with_context(|| format!("`{url}` names no port"))?,
@@ -238,7 +241,17 @@ mod tests {
         assert_eq!((address.host.as_str(), address.port), ("127.0.0.1", 9000));
         assert_eq!(Address::parse("http://[::1]:9000/").unwrap().host, "::1");
         assert_eq!(Address::parse("http://localhost").unwrap().authority, "localhost:80");
-        for url in ["", "localhost:9000", "https://a:1", "http://a:1/path", "http://a:1/?q", "http://:80", "http://a:99999"] {
+        for url in [
+            "",
+            "localhost:9000",
+            "https://a:1",
+            "http://a:1/path",
+            "http://a:1/?q",
+            "http://:80",
+            "http://a:99999",
+            "http://me@a:1",
+            "http://[@]",
+        ] {
             assert!(Address::parse(url).is_err(), "{url}");
         }
     }
