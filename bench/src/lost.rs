@@ -18,8 +18,8 @@ use crate::site::{Node, Programs};
 const BUSY: usize = 32;
 /// Between two invocations: a function of 2/s has a slot then, so that each is guaranteed.
 const PAUSE: Duration = Duration::from_millis(550);
-/// From a death to the next invocation; the node notices meanwhile.
-const NOTICE: Duration = Duration::from_millis(3);
+/// From a death to the next invocation; the node notices meanwhile. What comes back sooner is seen as this long.
+const NOTICE: Duration = Duration::from_millis(10);
 /// Invocations without a guarantee after a death, at most.
 const ASKS: usize = 10;
 /// Deaths for every one that is counted, at most.
