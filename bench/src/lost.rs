@@ -80,7 +80,7 @@ fn free(language: Language) -> String {
 }
 
 fn successors(node: &Node, name: &str, asks: usize, times: usize) -> Result<Spread> {
-    let mut all = Vec::with_capacity(times);
+    let (mut all, mut last) = (Vec::with_capacity(times), None);
     for _ in 0..TRIES * times {
         clock::pause(PAUSE);
         node.invoke(name, EVENT)?;
@@ -89,14 +89,16 @@ fn successors(node: &Node, name: &str, asks: usize, times: usize) -> Result<Spre
         kill(node, name)?;
         clock::pause(NOTICE);
         // Whoever came before the node knew of the death was with the dead instance, and shows nothing.
-        if (0..asks).any(|_| node.invoke(name, EVENT).is_ok()) {
+        let answered = (0..asks).any(|_| node.invoke(name, EVENT).map_err(|error| last = Some(error)).is_ok());
+        if answered {
             all.push(clock::monotonic_ns() - begin);
         }
         if all.len() == times {
             return Ok(Spread::of(all));
         }
     }
-    bail!("of {} deaths of `{name}` only {} were noticed before the next invocation", TRIES * times, all.len())
+    let last = last.map_or_else(String::new, |error: anyhow::Error| format!("; the last said: {error:#}"));
+    bail!("after {} deaths of `{name}` only {} invocations were answered{last}", TRIES * times, all.len())
 }
 
 /// Kills the instance of a function as its environment tells it, of this node alone.
