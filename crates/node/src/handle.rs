@@ -102,9 +102,8 @@ fn install(
 }
 
 /// What the best-effort lane is to know of a guarantee.
-fn mirror(deployment: &Deployment) -> Option<Command> {
-    let reservation = Box::new(deployment.reservation.clone()?);
-    Some(Command::Mirror { function: deployment.function, reservation })
+fn mirror(function: FunctionKey, reservation: Reservation) -> Command {
+    Command::Mirror { function, reservation: Box::new(reservation) }
 }
 
 impl Lanes for Handle {
@@ -124,11 +123,8 @@ impl Lanes for Handle {
                 self.homes().guaranteed.insert(deployment.function);
                 let for_excess = Deployment { reservation: None, ..deployment.clone() };
                 let excess = self.best_effort.clone();
-                let of_beside = |(function, reservation): &(FunctionKey, Reservation)| Command::Mirror {
-                    function: *function,
-                    reservation: Box::new(reservation.clone()),
-                };
-                let mirrors: Vec<Command> = mirror(&deployment).into_iter().chain(beside.iter().map(of_beside)).collect();
+                let own = deployment.reservation.clone().map(|reservation| (deployment.function, reservation));
+                let promised: Vec<(FunctionKey, Reservation)> = own.into_iter().chain(beside.iter().cloned()).collect();
                 let guaranteed = install(self.guaranteed.clone(), deployment, Arc::clone(&image), beside);
                 Box::pin(async move {
                     match guaranteed.await? {
@@ -138,8 +134,8 @@ impl Lanes for Handle {
                             let (done, _) = oneshot::channel();
                             let command = Command::Install { deployment: Box::new(for_excess), image, beside: Vec::new(), done };
                             excess.send(command).await.map_err(|_| Closed)?;
-                            for mirror in mirrors {
-                                excess.send(mirror).await.map_err(|_| Closed)?;
+                            for (function, reservation) in promised {
+                                excess.send(mirror(function, reservation)).await.map_err(|_| Closed)?;
                             }
                             Ok(Installed::Serving)
                         }
@@ -151,11 +147,11 @@ impl Lanes for Handle {
     }
 
     fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>> {
-        let (guaranteed, best_effort, reservation) = (self.guaranteed.clone(), self.best_effort.clone(), Box::new(reservation));
+        let (guaranteed, best_effort) = (self.guaranteed.clone(), self.best_effort.clone());
         Box::pin(async move {
-            let mirror = Command::Mirror { function, reservation: reservation.clone() };
-            ask(guaranteed, |done| Command::Revise { function, reservation, done }).await?;
-            best_effort.send(mirror).await.map_err(|_| Closed)
+            let told = Box::new(reservation.clone());
+            ask(guaranteed, |done| Command::Revise { function, reservation: told, done }).await?;
+            best_effort.send(mirror(function, reservation)).await.map_err(|_| Closed)
         })
     }
 
@@ -165,8 +161,7 @@ impl Lanes for Handle {
             let told = all.clone();
             ask(guaranteed, |done| Command::ReviseAll { all: told, done }).await?;
             for (function, reservation) in all {
-                let mirror = Command::Mirror { function, reservation: Box::new(reservation) };
-                best_effort.send(mirror).await.map_err(|_| Closed)?;
+                best_effort.send(mirror(function, reservation)).await.map_err(|_| Closed)?;
             }
             Ok(())
         })

@@ -758,12 +758,11 @@ mod tests {
             Ok(groups) => groups,
             Err(error) => return println!("skipped: {error}"),
         };
-        if let Some(daemon @ DaemonGroup::Join { .. }) = groups.for_the_daemon().unwrap() {
+        if let Some(daemon @ DaemonGroup::Join { group }) = &groups.for_the_daemon().unwrap() {
             if let Err(refused) = daemon.enter() {
                 println!("skipped: a weight for this process ({refused})");
             }
-            let DaemonGroup::Join { group } = daemon else { unreachable!() };
-            dissolve(&group).unwrap();
+            dissolve(group).unwrap();
             assert!(!group.exists(), "this process lives on, and is back where it came from");
         }
         let group = groups.create("i-1", &LIMITS).unwrap();
