@@ -49,9 +49,9 @@ impl Address {
         if authority.contains('@') {
             bail!("`{url}` names a user; the address of a node is http://HOST:PORT");
         }
-        let port = match authority.rsplit_once(host) {
-            Some((_, "")) => 80,
-            Some((_, rest)) => rest.trim_start_matches(':').parse().with_context(|| format!("`{url}` names no port"))?,
+        let port = match authority.strip_prefix(host) {
+            Some("") => 80,
+            Some(rest) => rest.trim_start_matches(':').parse().with_context(|| format!("`{url}` names no port"))?,
             None => bail!("`{url}` names no host"),
         };
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -241,6 +241,7 @@ mod tests {
         assert_eq!((address.host.as_str(), address.port), ("127.0.0.1", 9000));
         assert_eq!(Address::parse("http://[::1]:9000/").unwrap().host, "::1");
         assert_eq!(Address::parse("http://localhost").unwrap().authority, "localhost:80");
+        assert_eq!(Address::parse("http://8:80").unwrap().authority, "8:80");
         for url in [
             "",
             "localhost:9000",
