@@ -485,3 +485,17 @@ proptest! {
         }
     }
 }
+
+/// Functions that are busy for a twentieth of the time in the worst case: a bound on the probability that more of them are busy
+/// at once than there are cores (Chernoff's, at 0.001) lets one in on two cores; as many as have peaks of a core would be two.
+#[test]
+fn the_worst_case_on_two_cores_admits_more_than_a_probability_of_overload_would() {
+    let mut book = Book::new(ideal()).unwrap();
+    let mut admitted = 0;
+    let asked = |number: u32| demand(&format!("f{number}"), &[("rate", "10/s"), ("max_run_time", "5ms"), ("deadline", "100ms")]);
+    while let Ok((next, _)) = book.admit(&asked(admitted)) {
+        book = next;
+        admitted += 1;
+    }
+    assert_eq!(admitted, 34);
+}
