@@ -17,7 +17,8 @@ const USAGE: &str = "usage: cargo xtask ci [--full] | tidy | docs [--check]
 
   ci             everything a change must pass: fmt, tidy, clippy, generated docs, rustdoc, doc tests, stories
                  at level soft, tests
-  ci --full      the same with ten times the simulator seeds, and all stories at level soft and as an ordinary user
+  ci --full      the same with ten times the simulator seeds, all stories at level soft and as an ordinary user, and the
+                 sandbox's tests in an emulated machine with control groups v2
   tidy           the house rules that no compiler lint can see
   docs           writes the generated pages under docs/reference
   docs --check   says which of them are out of date";

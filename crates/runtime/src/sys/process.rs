@@ -160,11 +160,10 @@ pub fn clone_into(_proof: &SingleThreaded, namespaces: &[Namespace], cgroup: Opt
 pub fn fork(_proof: &SingleThreaded) -> io::Result<Fork> {
     // SAFETY: this process has one thread, so its copy may go on with any code.
     let result = unsafe { libc::fork() };
-    match Pid::from_raw(result) {
-        None => Ok(Fork::Child),
-        Some(child) if 0 < result => Ok(Fork::Parent { child }),
-        Some(_) => Err(io::Error::last_os_error()),
+    if result < 0 {
+        return Err(io::Error::last_os_error());
     }
+    Ok(Pid::from_raw(result).map_or(Fork::Child, |child| Fork::Parent { child }))
 }
 
 /// Whether a process can be created in these new namespaces: makes one that ends at once.
@@ -338,15 +337,13 @@ fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
     // SAFETY: `arguments` has the given size and asks for a copy of the address space, so the child runs on its own memory;
     // the kernel writes one descriptor to `pidfd`, which outlives the call. Callers uphold what a child may do.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
-    match i32::try_from(result).ok().map(Pid::from_raw) {
-        Some(Some(child)) if 0 < result => {
-            // SAFETY: the kernel has just put a new descriptor there that nobody else owns.
-            let fd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Side::Parent { child, pidfd: fd.into() })
-        }
-        Some(None) => Ok(Side::Child),
-        Some(Some(_)) | None => Err(io::Error::last_os_error()),
-    }
+    let Some(result) = i32::try_from(result).ok().filter(|result| 0 <= *result) else {
+        return Err(io::Error::last_os_error());
+    };
+    let Some(child) = Pid::from_raw(result) else { return Ok(Side::Child) };
+    // SAFETY: the kernel has just put a new descriptor there that nobody else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Side::Parent { child, pidfd: fd.into() })
 }
 
 /// `CLONE_INTO_CGROUP` of linux/sched.h.
@@ -375,6 +372,13 @@ mod tests {
         let child = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
         let pidfd = Pidfd::open(Pid::from_child(&child)).unwrap();
         assert_eq!(pidfd.wait().unwrap(), Death::Exited { code: 7 });
+    }
+
+    #[test]
+    fn a_clone_that_is_refused_is_an_error() {
+        let no_group = std::fs::File::open("/dev/null").unwrap();
+        let refused = probe_in(&[], Some(no_group.as_fd()));
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EBADF));
     }
 
     #[test]
