@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use std::time::Duration;
+
 use dispatch::{Pacer, Slot};
 use model::{FunctionKey, Overflow, RateClassName, Time};
 
@@ -31,10 +33,19 @@ enum Paced {
     Class(RateClassName),
 }
 
+/// What is known of a guaranteed function.
+#[derive(Clone, Debug)]
+struct Terms {
+    paced: Paced,
+    overflow: Overflow,
+    /// D.
+    deadline: Option<Duration>,
+}
+
 /// One pacer for each guaranteed function or rate class.
 #[derive(Clone, Debug, Default)]
 pub struct Mirrors {
-    functions: BTreeMap<FunctionKey, (Paced, Overflow)>,
+    functions: BTreeMap<FunctionKey, Terms>,
     pacers: BTreeMap<Paced, Pacer>,
 }
 
@@ -43,7 +54,8 @@ impl Mirrors {
     pub fn set(&mut self, function: FunctionKey, reservation: &Reservation) {
         let (rate, burst, class) = reservation.pacing();
         let paced = class.map_or(Paced::Function(function), Paced::Class);
-        self.functions.insert(function, (paced.clone(), reservation.terms.overflow));
+        let deadline = reservation.terms.deadline.map(|deadline| deadline.0);
+        self.functions.insert(function, Terms { paced: paced.clone(), overflow: reservation.terms.overflow, deadline });
         self.pacers.entry(paced).or_insert_with(|| Pacer::new(rate, burst)).change(rate, burst);
         self.drop_unused();
     }
@@ -56,7 +68,7 @@ impl Mirrors {
 
     /// Takes a slot for an arrival at `at`, if there is one.
     pub fn classify(&mut self, function: FunctionKey, at: Time) -> Seen {
-        let Some((paced, overflow)) = self.functions.get(&function) else { return Seen::Unknown };
+        let Some(Terms { paced, overflow, .. }) = self.functions.get(&function) else { return Seen::Unknown };
         let Some(pacer) = self.pacers.get_mut(paced) else { return Seen::Unknown };
         match pacer.classify(at) {
             Slot::Taken { .. } => Seen::Conforms,
@@ -64,16 +76,25 @@ impl Mirrors {
         }
     }
 
+    /// How many invocations of a function may wait for a slot at once, and how long from their arrival each has to end; `None`
+    /// where what exceeds its envelope does not wait.
+    #[must_use]
+    pub fn queue(&self, function: FunctionKey) -> Option<(u32, Option<Duration>)> {
+        let terms = self.functions.get(&function)?;
+        match terms.overflow {
+            Overflow::Queue { limit } => Some((limit, terms.deadline)),
+            Overflow::BestEffort | Overflow::Reject => None,
+        }
+    }
+
     fn drop_unused(&mut self) {
         let functions = &self.functions;
-        self.pacers.retain(|paced, _| functions.values().any(|(used, _)| used == paced));
+        self.pacers.retain(|paced, _| functions.values().any(|terms| terms.paced == *paced));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use model::{Burst, Rate, RateClass};
 
     use super::*;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::Time;
+use model::{FunctionKey, Time};
 
 /// A token bucket on the node's clock: `depth` at once, one more every `interval`.
 ///
@@ -58,6 +58,14 @@ impl Budget {
     fn take(&mut self, now: Time) {
         self.next = self.next.max(now) + self.interval;
     }
+}
+
+/// Who uses what the guaranteed lane does for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Payer {
+    /// Input for leases: whose they are is known in that lane alone.
+    Leases,
+    Function(FunctionKey),
 }
 
 /// One budget that several share. However many spend, no more is spent than the budget allows; and whoever floods, each of

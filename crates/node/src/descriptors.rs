@@ -13,7 +13,7 @@ const OF_A_LANE: u64 = 8_192;
 /// Connections at the door in each of its stages.
 const OF_A_STAGE: u64 = 2_048;
 /// Connections that wait for their hand-over, of all functions.
-const OF_THE_LINES: u64 = 1_024;
+const OF_THE_LINES: u64 = 3_072;
 const OF_CONNECTIONS: u64 = 2 * (OF_A_LANE + links::HAND_OVERS_MAX as u64)
     + door::STAGES as u64 * OF_A_STAGE
     + OF_THE_LINES
@@ -39,8 +39,7 @@ pub(crate) struct Connections {
     pub(crate) hand_overs: u32,
     /// Of each stage at the door.
     pub(crate) stage: usize,
-    /// That wait for their hand-over: of one function, and of all.
-    pub(crate) line: usize,
+    /// That wait for their hand-over, of all functions.
     pub(crate) lines: usize,
     /// Served by the management, and on their way to it.
     pub(crate) management: usize,
@@ -69,7 +68,6 @@ impl Connections {
             lane: part(OF_A_LANE),
             hand_overs: u32::try_from(part(u64::from(links::HAND_OVERS_MAX))).expect("invariant: no more than the whole"),
             stage: part(OF_A_STAGE),
-            line: part(door::LINE_MAX as u64),
             lines: part(OF_THE_LINES),
             management: part(manage::CONNECTIONS_MAX as u64),
             to_management: part(manage::QUEUE_MAX as u64),
@@ -94,8 +92,7 @@ mod tests {
     /// Descriptors that all of this may hold at the same time.
     fn held(descriptors: u64) -> u64 {
         let connections = Connections::with(descriptors);
-        let Connections { lane, hand_overs, stage, line, lines, management, to_management } = connections;
-        assert!(1 <= line && (line <= lines || lines == 1), "{connections:?}");
+        let Connections { lane, hand_overs, stage, lines, management, to_management } = connections;
         let clients = 2 * (lane + hand_overs as usize) + door::STAGES * stage + lines + management + to_management;
         let Instances { guaranteed, best_effort } = Instances::with(descriptors);
         clients as u64 + u64::from(guaranteed + best_effort) * OF_AN_INSTANCE + OF_THE_NODE

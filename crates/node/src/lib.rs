@@ -38,6 +38,7 @@ mod lane;
 mod manage;
 mod probe;
 mod protections;
+mod room;
 mod runtime_cost;
 mod scribe;
 pub mod serve;

@@ -13,9 +13,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Door, Payer, Seat, Stage, lane};
+use super::{Door, Seat, Stage, lane};
 use crate::auth::sigv4::PayloadHash;
 use crate::auth::{Grant, PathClass};
+use crate::budget::Payer;
 use crate::front::{Target, today};
 use crate::lambda::path;
 use crate::lane::counts::{What, Why};

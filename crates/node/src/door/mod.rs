@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{FunctionKey, FunctionName};
+use model::{FunctionName, Overflow};
 use runtime::sys::{clock, sched};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -36,13 +36,14 @@ use self::first::{End, First, Found, Way};
 use self::places::{Place, Places};
 use crate::auth::Access;
 use crate::auth::keys::Keys;
-use crate::budget::Shares;
+use crate::budget::{Payer, Shares};
 use crate::calibrate::Classes;
 use crate::front::Front;
 use crate::lane::counts::{Counts, What};
 use crate::lane::message::{Moved, Traffic};
 use crate::lane::{self, HAND_OVERS_AT_ONCE};
 use crate::lanes::{Route, Standing};
+use crate::room::{Full, Room};
 use crate::{management, starts};
 
 /// Its name in threads and metrics.
@@ -57,8 +58,8 @@ pub(crate) const COMMANDS_MAX: usize = 256;
 pub(crate) const BACKLOG: i32 = 4_096;
 /// The pause after an accept that failed.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
-/// Connections of one function that wait for their hand-over.
-pub(crate) const LINE_MAX: usize = 32;
+/// Connections of one function that wait for their hand-over, whatever happens to its excess.
+const LINE_MAX: usize = 32;
 /// Stages of a connection whose first request is not there yet, each with places of its own.
 pub(crate) const STAGES: usize = 3;
 /// Turns of the event loop between two questions to the kernel about what came.
@@ -141,29 +142,42 @@ impl Usage {
     }
 }
 
-/// Who uses the guaranteed lane's hand-overs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Payer {
-    Leases,
-    Function(FunctionKey),
+/// Those that wait for the hand-overs of one payer.
+#[derive(Clone, Debug, Default)]
+struct Line {
+    turn: Rc<tokio::sync::Mutex<()>>,
+    /// Its excess waits, so many at most and until this long after its arrival.
+    queue: Option<(usize, Option<Duration>)>,
 }
 
-/// There is no hand-over for a connection: not now, or too many wait for theirs.
-struct Full;
+impl Line {
+    fn of(route: &Route) -> Option<(usize, Option<Duration>)> {
+        let terms = route.image.spec.guarantee.as_ref()?;
+        match terms.overflow {
+            Overflow::Queue { limit } => {
+                Some((usize::try_from(limit).unwrap_or(usize::MAX), terms.deadline.map(|deadline| deadline.0)))
+            }
+            Overflow::BestEffort | Overflow::Reject => None,
+        }
+    }
 
-/// A connection that waits for its hand-over.
-struct InLine<'a>(&'a Cell<usize>);
-
-impl<'a> InLine<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        Self(count)
+    /// How many may wait in it where each payer is handed so many a second. What is excess may wait elsewhere, or is refused: it
+    /// is told so soon. Where it waits for slots, it may as well wait here, but not so long that its deadline is over.
+    fn longest(&self, per_second: u32) -> usize {
+        let Some((limit, deadline)) = self.queue else { return LINE_MAX };
+        let timely = deadline.map_or(usize::MAX, |deadline| {
+            usize::try_from(deadline.as_millis() * u128::from(per_second) / 1_000).unwrap_or(usize::MAX)
+        });
+        limit.min(timely).max(LINE_MAX)
     }
 }
 
+/// A connection that waits for its hand-over.
+struct InLine<'a>(&'a RefCell<Room<Payer>>, Payer);
+
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.borrow_mut().exit(self.1);
     }
 }
 
@@ -174,9 +188,9 @@ struct Door {
     access: RefCell<Access>,
     front: Arc<Front>,
     hand_overs: RefCell<Shares<Payer>>,
-    lines: RefCell<BTreeMap<Payer, Rc<tokio::sync::Mutex<()>>>>,
-    /// Connections in all lines.
-    in_line: Cell<usize>,
+    lines: RefCell<BTreeMap<Payer, Line>>,
+    /// The places of all lines.
+    room: RefCell<Room<Payer>>,
     places: RefCell<Places<AbortHandle>>,
     of_each: usize,
     counts: RefCell<Counts>,
@@ -216,7 +230,9 @@ impl Door {
     fn new(exits: Exits, front: Arc<Front>, classes: Classes) -> Self {
         let of_each = front.connections.stage;
         let mut hand_overs = Shares::new(front.hand_overs_per_second, HAND_OVERS_AT_ONCE);
+        let mut room = Room::new(front.connections.lines);
         hand_overs.join(Payer::Leases);
+        room.join(Payer::Leases);
         let preferred = sched::Class::Other { nice: NICE };
         let (class, ordinary) = match classes {
             // Some that may use the real-time classes may not raise a nice value.
@@ -236,8 +252,8 @@ impl Door {
             access: RefCell::new(front.access()),
             front,
             hand_overs: RefCell::new(hand_overs),
-            lines: RefCell::new(BTreeMap::from([(Payer::Leases, Rc::default())])),
-            in_line: Cell::new(0),
+            lines: RefCell::new(BTreeMap::from([(Payer::Leases, Line::default())])),
+            room: RefCell::new(room),
             places: RefCell::new(Places::new(of_each)),
             of_each,
             counts: RefCell::default(),
@@ -293,8 +309,8 @@ impl Door {
 
     /// Takes a hand-over to the guaranteed lane, where there is one and nobody of the same function waits for it.
     fn turn_now(&self, payer: Payer) -> Result<(), Full> {
-        let line = self.lines.borrow().get(&payer).cloned().ok_or(Full)?;
-        let _first = line.try_lock().map_err(|_| Full)?;
+        let turn = self.lines.borrow().get(&payer).map(|line| Rc::clone(&line.turn)).ok_or(Full)?;
+        let _first = turn.try_lock().map_err(|_| Full)?;
         self.hand_overs.borrow_mut().spend(payer, clock::now()).map_err(|_| Full)
     }
 
@@ -302,12 +318,13 @@ impl Door {
     /// of them wait. Safe to drop at any point.
     async fn turn(&self, payer: Payer) -> Result<(), Full> {
         let line = self.lines.borrow().get(&payer).cloned().ok_or(Full)?;
-        let limits = &self.front.connections;
-        if limits.line <= Rc::strong_count(&line) - 2 || limits.lines <= self.in_line.get() {
-            return Err(Full);
+        {
+            let mut room = self.room.borrow_mut();
+            let sharing = u32::try_from(room.sharing()).unwrap_or(u32::MAX).max(1);
+            room.enter(payer, line.longest(self.front.hand_overs_per_second / sharing))?;
         }
-        let _waits = InLine::new(&self.in_line);
-        let _first = line.lock().await;
+        let _waits = InLine(&self.room, payer);
+        let _first = line.turn.lock().await;
         loop {
             let spent = self.hand_overs.borrow_mut().spend(payer, clock::now());
             let Err(at) = spent else { return Ok(()) };
@@ -316,19 +333,22 @@ impl Door {
     }
 
     fn routed(&self, name: FunctionName, route: Option<Route>) {
-        let mut hand_overs = self.hand_overs.borrow_mut();
-        let after = route.as_ref().filter(|route| route.standing == Standing::Guaranteed).map(|route| route.key);
+        let (mut hand_overs, mut room) = (self.hand_overs.borrow_mut(), self.room.borrow_mut());
+        let guaranteed = route.as_ref().filter(|route| route.standing == Standing::Guaranteed);
+        let (after, queue) = (guaranteed.map(|route| route.key), guaranteed.and_then(Line::of));
         let before = match route {
             Some(route) => self.routes.borrow_mut().insert(name, route),
             None => self.routes.borrow_mut().remove(&name),
         };
         if let Some(before) = before.filter(|before| Some(before.key) != after) {
             hand_overs.leave(Payer::Function(before.key));
+            room.leave(Payer::Function(before.key));
             self.lines.borrow_mut().remove(&Payer::Function(before.key));
         }
         if let Some(after) = after {
             hand_overs.join(Payer::Function(after));
-            self.lines.borrow_mut().entry(Payer::Function(after)).or_default();
+            room.join(Payer::Function(after));
+            self.lines.borrow_mut().entry(Payer::Function(after)).or_default().queue = queue;
         }
     }
 

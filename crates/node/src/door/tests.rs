@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::lane::counts::Why;
-use crate::lane::tests::{front, request, routed};
+use crate::lane::tests::{front, request, routed, routed_on};
 
 /// A running door, and what comes out of it.
 struct World {
@@ -141,6 +141,43 @@ fn a_flood_of_one_function_leaves_another_its_hand_overs_and_goes_on_as_it_can()
         let moved = async { unread(world.best_effort.recv().await) };
         assert_eq!(moved.await, request(&name(1), "", "{}"), "what finds the line full goes on as it can");
     });
+}
+
+#[test]
+fn bursts_of_functions_whose_excess_waits_go_whole_to_the_guaranteed_lane_and_in_order() {
+    local(async {
+        let mut world = World::new(0, 8).await;
+        for key in 1..=4 {
+            let route = routed_on(&name(key), FunctionKey(key), &[("rate", "5/s"), ("overflow", "queue")]);
+            world.door.routed(name(key).parse().unwrap(), Some(route));
+        }
+        let mut clients = Vec::new();
+        for number in 0..200 {
+            clients.push(world.client(&request(&name(number % 4 + 1), "", &number.to_string())).await);
+        }
+        let mut came: [Vec<u64>; 4] = Default::default();
+        for _ in 0..200 {
+            let request = unread(world.guaranteed.recv().await);
+            let number: u64 = request.rsplit("\r\n").next().unwrap().parse().unwrap();
+            came[usize::try_from(number % 4).unwrap()].push(number);
+        }
+        assert!(came.iter().all(|numbers| numbers.len() == 50 && numbers.is_sorted()), "{came:?}");
+        assert!(world.best_effort.try_recv().is_err());
+    });
+}
+
+#[test]
+fn a_line_is_as_long_as_its_queue_but_no_longer_than_a_deadline() {
+    let longest = |terms: &[(&str, &str)]| {
+        let queue = Line::of(&routed_on("f", FunctionKey(1), terms));
+        Line { queue, ..Line::default() }.longest(60)
+    };
+    let rate = ("rate", "5/s");
+    assert_eq!(longest(&[rate]), LINE_MAX);
+    assert_eq!(longest(&[rate, ("overflow", "reject")]), LINE_MAX);
+    assert_eq!(longest(&[rate, ("overflow", "queue"), ("queue_limit", "500")]), 500);
+    assert_eq!(longest(&[rate, ("overflow", "queue"), ("queue_limit", "5")]), LINE_MAX);
+    assert_eq!(longest(&[rate, ("overflow", "queue"), ("deadline", "2s")]), 120);
 }
 
 #[test]

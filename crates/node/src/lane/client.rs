@@ -19,7 +19,9 @@ use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use super::core::refused;
 use super::counts::{What, Why};
+use super::forward::Way;
 use super::machine::Machine;
 use super::message::{Moved, Traffic};
 use super::paced::Paced;
@@ -28,12 +30,13 @@ use super::transit::SMALL_BYTES;
 use super::{Lane, Seat};
 use crate::auth::sigv4::PayloadHash;
 use crate::auth::{Grant, PathClass};
-use crate::budget::Budget;
+use crate::budget::{Budget, Payer};
 use crate::front::{Target, today};
 use crate::invocation::{Ending, Outcome, Request};
 use crate::lambda::invoke::{self, Answer, Invoke, Kind, LogType, Report};
 use crate::lambda::path;
 use crate::lanes::{self, Route, Standing};
+use crate::room::Full;
 use crate::scribe;
 use crate::url;
 
@@ -341,7 +344,7 @@ impl<M: Machine> Client<M> {
             return self.refuse(large_lease_input()).await;
         }
         if self.lane.lane() == lanes::Lane::BestEffort {
-            return Turn::Move(Destination::OtherLane(Why::Guaranteed));
+            return self.go_to_lease().await;
         }
         let (body, complete) = match self.body(parts, grant, PathClass::V1).await {
             Ok(read) => read,
@@ -360,6 +363,23 @@ impl<M: Machine> Client<M> {
         let request = Request { function: route.key, payload, ..asked };
         let wants = Wants { lease: Some(lease), log: LogType::None, render: Render::AsInvoke };
         self.run_and_answer(request, &route, wants, &trace).await
+    }
+
+    /// Input for a lease goes to the guaranteed lane once that is paid for: who sends it showed a token, or a signature that is
+    /// proved there.
+    async fn go_to_lease(&mut self) -> Turn {
+        let may_go = tokio::select! {
+            biased;
+            may_go = self.lane.way_of_lease() => may_go,
+            () = self.connection.closed() => return Turn::Close,
+        };
+        match may_go {
+            Ok(()) => Turn::Move(Destination::OtherLane(Why::Guaranteed)),
+            Err(Full) => {
+                self.lane.count(What::RefusedBusy);
+                self.refuse(busy()).await
+            }
+        }
     }
 
     /// The parts of a request that every way of asking shares, with a new id and its trace.
@@ -446,7 +466,19 @@ impl<M: Machine> Client<M> {
     /// Runs a request; `None` when its client went away, which stops it.
     async fn run(&mut self, request: Request, route: &Route, lease: Option<LeaseId>) -> Option<Outcome> {
         let id = request.id;
-        let answer = self.lane.with(|core| core.submit(request, route.standing, lease));
+        let way = match (self.lane.lane(), route.standing) {
+            (lanes::Lane::BestEffort, Standing::Guaranteed) => tokio::select! {
+                biased;
+                way = self.lane.way(&request) => way,
+                () = self.connection.closed() => return None,
+            },
+            (lanes::Lane::Guaranteed, _) | (lanes::Lane::BestEffort, Standing::BestEffort | Standing::Suspended) => Way::Submit,
+        };
+        let answer = self.lane.with(|core| match way {
+            Way::Submit => core.submit(request, route.standing, lease),
+            Way::AsBestEffort => core.submit(request, Standing::BestEffort, lease),
+            Way::Refused(refusal) => refused(request, refusal),
+        });
         let outcome = tokio::select! {
             biased;
             outcome = answer => outcome.ok(),
@@ -468,7 +500,7 @@ impl<M: Machine> Client<M> {
             return;
         }
         let now = clock::now();
-        let shared = self.lane.core.borrow_mut().spend_excess(function);
+        let shared = self.lane.core.borrow_mut().spend_excess(Payer::Function(function));
         if self.manners.excess.spend(now).and(shared).is_err() {
             self.manners.welcome_at = now + PUSHED_OFF_FOR;
         }
@@ -505,7 +537,7 @@ impl<M: Machine> Client<M> {
             Grant::Signature(_) if self.manners.proved => {}
             Grant::Signature(_) => return None,
         }
-        if self.lane.core.borrow_mut().spend_excess(function).is_err() {
+        if self.lane.core.borrow_mut().spend_excess(Payer::Function(function)).is_err() {
             self.manners.welcome_at = clock::now() + PUSHED_OFF_FOR;
             return None;
         }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::gaps::Gaps;
-use engine::mirror::{Mirrors, Seen};
+use engine::mirror::Mirrors;
 use engine::port::{Action, Deployment, Event, Placement, Refusal, Reservation};
 use http::HeaderValue;
 use journal::record::{Counters, Record};
-use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Overflow, Time, Version};
+use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Time, Version};
 use rand_chacha::ChaCha12Rng;
 use runtime::sys::clock;
 use rustix::process::Pid;
@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::Usage;
 use super::counts::Counts;
 use super::delays::Delays;
+use super::forward::Lines;
 use super::idle::Returning;
 use super::instance::Instance;
 use super::links::{Links, NewInstance, Order};
@@ -26,7 +27,7 @@ use super::message::{Command, Traffic};
 use super::transit::Transits;
 use super::watch::Watches;
 use crate::assemble::error_line;
-use crate::budget::Shares;
+use crate::budget::{Payer, Shares};
 use crate::front::Front;
 use crate::instance::{Running, StartFailure};
 use crate::invocation::{Ending, Outcome, Progress, Request, Waiting};
@@ -74,9 +75,11 @@ pub(crate) struct Core<M> {
     warming: Vec<(FunctionKey, oneshot::Sender<Duration>)>,
     /// What the guaranteed functions may have this lane do beyond their guarantees: in the guaranteed lane requests that take
     /// no slot, in the other one connections that are sent to the guaranteed lane, and requests beyond the envelope.
-    excess: Shares<FunctionKey>,
+    excess: Shares<Payer>,
     /// The envelopes of guaranteed functions as the best-effort lane sees them.
-    mirrors: Mirrors,
+    pub(super) mirrors: Mirrors,
+    /// In the best-effort lane: requests that wait for the guaranteed lane.
+    pub(super) lines: Lines,
     pub(super) counts: Counts,
     /// In the best-effort lane: when lasting runs were looked at last.
     pub(super) looked_at: Time,
@@ -97,6 +100,13 @@ fn turn_away(waiting: Waiting, refusal: Refusal) {
     };
     // A client that went away in this instant needs no answer.
     let _ = waiting.answer.send(outcome);
+}
+
+/// Answers a request for a guaranteed function that no machine gets to see.
+pub(super) fn refused(request: Request, refusal: Refusal) -> oneshot::Receiver<Outcome> {
+    let (answer, receiver) = oneshot::channel();
+    turn_away(Waiting { request, answer, class: Class::Guaranteed, progress: Progress::default() }, refusal);
+    receiver
 }
 
 /// What is to be done when a version serves.
@@ -132,7 +142,11 @@ struct Observed {
 
 impl<M: Machine> Core<M> {
     pub(crate) fn new(machine: M, lane: Lane, links: Links, (front, rng): (Arc<Front>, ChaCha12Rng)) -> Self {
-        let excess = Shares::new(front.excess_per_second.div_ceil(2), EXCESS_AT_ONCE);
+        let mut excess = Shares::new(front.excess_per_second.div_ceil(2), EXCESS_AT_ONCE);
+        match lane {
+            Lane::BestEffort => excess.join(Payer::Leases),
+            Lane::Guaranteed => {}
+        }
         Self {
             machine,
             lane,
@@ -158,6 +172,7 @@ impl<M: Machine> Core<M> {
             warming: Vec::new(),
             excess,
             mirrors: Mirrors::default(),
+            lines: Lines::default(),
             counts: Counts::default(),
             looked_at: clock::now(),
             looked_up_to: InstanceId(0),
@@ -277,7 +292,7 @@ impl<M: Machine> Core<M> {
                 self.event(Event::Remove { function });
                 self.mirrors.remove(function);
                 self.functions.remove(&function);
-                self.excess.leave(function);
+                self.pays_no_more(function);
                 self.returning.forget(function);
                 let _ = done.send(());
             }
@@ -302,6 +317,7 @@ impl<M: Machine> Core<M> {
             Command::Drain { done } => {
                 self.record_counters();
                 self.drained = Some(done);
+                self.lines.close();
                 self.event(Event::Drain);
             }
         }
@@ -467,28 +483,11 @@ impl<M: Machine> Core<M> {
         let waiting = Waiting { request, answer, class, progress: Progress::default() };
         match (standing, self.lane) {
             (Standing::Suspended, _) => turn_away(waiting, Refusal::Suspended),
-            (Standing::Guaranteed, Lane::BestEffort) => self.forward(waiting),
+            // Whether it may go there was found out before.
+            (Standing::Guaranteed, Lane::BestEffort) => self.hand_over(waiting, Traffic::Forwarded),
             (Standing::Guaranteed, Lane::Guaranteed) | (Standing::BestEffort, _) => self.take_in(waiting, lease),
         }
         receiver
-    }
-
-    /// Hands a request to the guaranteed lane: what conforms, which that lane's admission counts, and what can be paid for.
-    fn forward(&mut self, waiting: Waiting) {
-        let function = waiting.request.function;
-        let seen = self.mirrors.classify(function, waiting.request.arrived);
-        if seen == Seen::Conforms || self.spend_excess(function).is_ok() {
-            return self.hand_over(waiting, Traffic::Forwarded);
-        }
-        // Far beyond the envelope: the guaranteed lane need not look at it to know.
-        match seen {
-            Seen::Beyond { overflow: Overflow::Reject | Overflow::Queue { .. }, next } => {
-                turn_away(waiting, Refusal::OverRate { next });
-            }
-            Seen::Beyond { overflow: Overflow::BestEffort, .. } | Seen::Conforms | Seen::Unknown => {
-                self.take_in(Waiting { class: Class::BestEffort, ..waiting }, None);
-            }
-        }
     }
 
     /// Takes over an invocation from the other lane.
@@ -504,7 +503,7 @@ impl<M: Machine> Core<M> {
         if self.lane == Lane::Guaranteed && !self.waiting.contains_key(&id) {
             // It found no slot, as slots were taken here too: the excess that is served here becomes less by it. Where none
             // is left, nothing follows: what the other lane's mirror lets through is bounded.
-            let _ = self.spend_excess(function);
+            let _ = self.spend_excess(Payer::Function(function));
         }
     }
 
@@ -534,16 +533,27 @@ impl<M: Machine> Core<M> {
     }
 
     /// Charges the guaranteed lane's work for a request that takes no slot; whoever finds nothing left keeps off that lane.
-    pub(super) fn spend_excess(&mut self, function: FunctionKey) -> Result<(), Time> {
-        self.excess.spend(function, clock::now())
+    pub(super) fn spend_excess(&mut self, payer: Payer) -> Result<(), Time> {
+        self.excess.spend(payer, clock::now())
+    }
+
+    /// The function has a part of what this lane does for guaranteed ones.
+    fn pays(&mut self, function: FunctionKey) {
+        self.excess.join(Payer::Function(function));
+        self.lines.join(Payer::Function(function));
+    }
+
+    fn pays_no_more(&mut self, function: FunctionKey) {
+        self.excess.leave(Payer::Function(function));
+        self.lines.leave(Payer::Function(function));
     }
 
     fn routed(&mut self, name: FunctionName, route: Option<Route>) {
         let before = match route {
             Some(route) => {
                 match route.standing {
-                    Standing::Guaranteed => self.excess.join(route.key),
-                    Standing::BestEffort | Standing::Suspended => self.excess.leave(route.key),
+                    Standing::Guaranteed => self.pays(route.key),
+                    Standing::BestEffort | Standing::Suspended => self.pays_no_more(route.key),
                 }
                 let key = route.key;
                 self.routes.insert(name, route).filter(|before| before.key != key)
@@ -551,7 +561,7 @@ impl<M: Machine> Core<M> {
             None => self.routes.remove(&name),
         };
         if let Some(before) = before {
-            self.excess.leave(before.key);
+            self.pays_no_more(before.key);
         }
     }
 
@@ -820,8 +830,9 @@ impl<M: Machine> Core<M> {
         Usage { functions, queues, traffic, best_effort: management::BestEffort { waiting, running } }
     }
 
-    fn finish_drain(&mut self) {
+    pub(super) fn finish_drain(&mut self) {
         if self.waiting.is_empty()
+            && self.lines.is_empty()
             && self.machine.is_drained()
             && let Some(done) = self.drained.take()
         {

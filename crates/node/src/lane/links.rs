@@ -17,7 +17,7 @@ use crate::probe::Pulses;
 use crate::scribe;
 
 /// Invocations and connections that may be on their way from one lane to the other.
-pub(crate) const HAND_OVERS_MAX: u32 = 4_096;
+pub(crate) const HAND_OVERS_MAX: u32 = 2_048;
 /// Large results of guaranteed invocations that may lie in the queue of those who are to make answers of them: one more waits with
 /// its client's connection.
 pub(crate) const RESULTS_MAX: usize = 64;

@@ -8,6 +8,7 @@ mod client;
 mod core;
 pub(crate) mod counts;
 mod delays;
+mod forward;
 pub(crate) mod idle;
 mod instance;
 pub(crate) mod links;

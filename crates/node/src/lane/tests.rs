@@ -17,6 +17,7 @@ use super::*;
 use crate::auth::Policy;
 use crate::auth::keys::{Keys, Secret};
 use crate::auth::origin::Hosts;
+use crate::budget::Payer;
 use crate::lambda::Home;
 use crate::lanes::{Image, Route, Standing};
 use crate::scribe;
@@ -131,6 +132,13 @@ pub(crate) fn routed(name: &str, key: FunctionKey) -> Route {
     Route { key, standing: Standing::Guaranteed, image: image(name) }
 }
 
+/// The same on stated terms.
+pub(crate) fn routed_on(name: &str, key: FunctionKey, terms: &[(&str, &str)]) -> Route {
+    let mut image = Image::clone(&image(name));
+    image.spec.guarantee = model::Terms::from_pairs(terms.iter().copied()).unwrap();
+    Route { key, standing: Standing::Guaranteed, image: Arc::new(image) }
+}
+
 /// Has the lane start an instance of a function, as its machine's rule says.
 pub(super) fn install(lane: &Lane<Fake>, name: &str, key: u64) {
     install_beside(lane, (name, key), Vec::new());
@@ -243,7 +251,7 @@ fn twelve_functions_that_flood_at_once_get_the_budget_of_one_node() {
         let mut spent: Vec<u32> = vec![0; 12];
         for _ in 0..10_000 {
             for key in 0..12 {
-                spent[usize::try_from(key).unwrap()] += u32::from(core.spend_excess(FunctionKey(key)).is_ok());
+                spent[usize::try_from(key).unwrap()] += u32::from(core.spend_excess(Payer::Function(FunctionKey(key))).is_ok());
             }
         }
         let seconds = u32::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
@@ -327,12 +335,7 @@ async fn large_at_once(lane: &Rc<Lane<Fake>>, outside: &mut Outside, count: usiz
 #[test]
 fn every_large_request_that_conforms_goes_to_the_guaranteed_lane_and_the_rest_within_a_budget() {
     on_lane(async || {
-        let refuse = |_: Time, event: Event, actions: &mut Vec<Action>| {
-            if let Event::Arrived { id, .. } = event {
-                actions.push(Action::Refuse { id, refusal: Refusal::Draining });
-            }
-        };
-        let (lane, mut outside) = lane_with(lanes::Lane::BestEffort, 64, refuse);
+        let (lane, mut outside) = lane_with(lanes::Lane::BestEffort, 64, refuse_all);
         route(&lane, "beat", 1);
         mirror(&lane, 1, &[("rate", "1/min"), ("burst", "10"), ("overflow", "reject")]);
         assert_eq!(large_at_once(&lane, &mut outside, 10).await.0, 10);
@@ -342,6 +345,75 @@ fn every_large_request_that_conforms_goes_to_the_guaranteed_lane_and_the_rest_wi
         let most = (EXCESS_AT_ONCE + EXCESS_PER_SECOND / 2) as usize * seconds;
         assert!(forwarded <= most, "{forwarded}");
         assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 429")), "{answers:?}");
+    });
+}
+
+/// Refuses whatever arrives.
+#[expect(clippy::needless_pass_by_value, reason = "a machine is given its events")]
+fn refuse_all(_: Time, event: Event, actions: &mut Vec<Action>) {
+    if let Event::Arrived { id, .. } = event {
+        actions.push(Action::Refuse { id, refusal: Refusal::Draining });
+    }
+}
+
+#[test]
+fn where_excess_waits_for_slots_it_waits_for_the_guaranteed_lane_too() {
+    on_lane(async || {
+        let (lane, mut outside) = lane_with(lanes::Lane::BestEffort, 64, refuse_all);
+        route(&lane, "beat", 1);
+        mirror(&lane, 1, &[("rate", "1/min"), ("overflow", "queue"), ("queue_limit", "16")]);
+        let many = 12 + EXCESS_AT_ONCE as usize;
+        assert_eq!(large_at_once(&lane, &mut outside, many).await, (many, Vec::new()));
+        assert!(lane.core.borrow().lines.is_empty());
+    });
+}
+
+#[test]
+fn what_finds_its_line_full_or_its_deadline_over_is_told_so() {
+    for (further, status) in [(("queue_limit", "1"), "HTTP/1.1 429"), (("deadline", "4ms"), "HTTP/1.1 408")] {
+        on_lane(async || {
+            let (lane, mut outside) = lane_with(lanes::Lane::BestEffort, 64, refuse_all);
+            route(&lane, "beat", 1);
+            mirror(&lane, 1, &[("rate", "1/min"), ("overflow", "queue"), ("max_run_time", "1ms"), further]);
+            let (_, answers) = large_at_once(&lane, &mut outside, 40).await;
+            assert!(!answers.is_empty() && answers.iter().all(|answer| answer.starts_with(status)), "{answers:?}");
+        });
+    }
+}
+
+#[test]
+fn input_for_leases_is_paid_for_before_it_reaches_the_guaranteed_lane() {
+    on_lane(async || {
+        let (lane, mut outside) = lane_with(lanes::Lane::BestEffort, 256, refuse_all);
+        let text = request("beat", "", "5").replace("/2015-03-31/functions/beat/invocations", "/v1/leases/7");
+        let begun = clock::now();
+        let mut clients = Vec::new();
+        for _ in 0..100 {
+            let mut client = client_of(&lane).await;
+            client.write_all(text.as_bytes()).await.unwrap();
+            clients.push(client);
+        }
+        let (mut moved, mut refused) = (0, 0);
+        let mut ends: JoinSet<String> = JoinSet::new();
+        for mut client in clients {
+            ends.spawn_local(async move {
+                let mut answer = vec![0; 512];
+                let count = client.read(&mut answer).await.unwrap_or(0);
+                String::from_utf8_lossy(&answer[..count]).into_owned()
+            });
+        }
+        while moved + refused < 100 {
+            tokio::select! {
+                Some(Traffic::Connection(connection)) = outside.other_lane.recv() => {
+                    moved += 1;
+                    drop(connection);
+                }
+                Some(answer) = ends.join_next() => refused += usize::from(answer.unwrap().starts_with("HTTP/1.1 503")),
+            }
+        }
+        let seconds = usize::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
+        assert!(0 < moved && moved <= (EXCESS_AT_ONCE + EXCESS_PER_SECOND / 2) as usize * seconds, "{moved}");
+        assert!(0 < refused, "no more than some wait");
     });
 }
 

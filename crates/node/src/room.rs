@@ -1,0 +1,125 @@
+//! A number of places that several share: however many of one want to wait, each of the others finds its part.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// There is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// Counts who has a place.
+///
+/// Half of the places are for whoever comes. The other half is for those that have no more than their part of it: so whoever
+/// comes in numbers finds the first half at most, and the parts together are no more than the second.
+#[derive(Clone, Debug)]
+pub(crate) struct Room<K> {
+    places: usize,
+    sharing: BTreeSet<K>,
+    taken: BTreeMap<K, usize>,
+    sum: usize,
+}
+
+impl<K: Ord + Copy> Room<K> {
+    pub(crate) fn new(places: usize) -> Self {
+        Self { places, sharing: BTreeSet::new(), taken: BTreeMap::new(), sum: 0 }
+    }
+
+    /// Whoever shares already stays as it is.
+    pub(crate) fn join(&mut self, key: K) {
+        self.sharing.insert(key);
+    }
+
+    /// Places that it has stay taken until they are given back.
+    pub(crate) fn leave(&mut self, key: K) {
+        self.sharing.remove(&key);
+    }
+
+    /// Takes one more place, if that makes no more than `most` of its own. Whoever never joined has no part.
+    pub(crate) fn enter(&mut self, key: K, most: usize) -> Result<(), Full> {
+        let own = self.taken_by(key);
+        let half = self.places / 2;
+        let part = if self.sharing.contains(&key) { (half / self.sharing.len()).max(1) } else { 0 };
+        if own < most && self.sum < self.places && (self.sum < half || own < part) {
+            self.taken.insert(key, own + 1);
+            self.sum += 1;
+            return Ok(());
+        }
+        Err(Full)
+    }
+
+    /// Gives a place back that was taken.
+    pub(crate) fn exit(&mut self, key: K) {
+        let own = self.taken.get_mut(&key).expect("invariant: who gives a place back has one");
+        *own -= 1;
+        self.sum -= 1;
+        if *own == 0 {
+            self.taken.remove(&key);
+        }
+    }
+
+    pub(crate) fn taken_by(&self, key: K) -> usize {
+        self.taken.get(&key).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn sharing(&self) -> usize {
+        self.sharing.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shared_by(count: u32, places: usize) -> Room<u32> {
+        let mut room = Room::new(places);
+        (0..count).for_each(|key| room.join(key));
+        room
+    }
+
+    fn entered(room: &mut Room<u32>, key: u32, tries: usize, most: usize) -> usize {
+        (0..tries).filter(|_| room.enter(key, most).is_ok()).count()
+    }
+
+    #[test]
+    fn one_that_comes_in_numbers_finds_half_and_leaves_the_others_their_parts() {
+        let mut room = shared_by(4, 80);
+        assert_eq!(entered(&mut room, 0, 100, usize::MAX), 40);
+        assert_eq!(entered(&mut room, 1, 100, usize::MAX), 10);
+        assert_eq!(entered(&mut room, 2, 100, 7), 7);
+        assert_eq!(entered(&mut room, 99, 100, usize::MAX), 0, "a stranger has no part");
+        room.exit(0);
+        assert_eq!(entered(&mut room, 0, 100, usize::MAX), 0, "the rest is for those within their parts");
+        assert_eq!(entered(&mut room, 3, 100, usize::MAX), 10);
+    }
+
+    #[test]
+    fn several_that_come_at_once_share_what_there_is() {
+        let mut room = shared_by(4, 400);
+        let mut entered = [0; 4];
+        for _ in 0..50 {
+            for key in 0..4 {
+                entered[usize::try_from(key).unwrap()] += usize::from(room.enter(key, 1_000).is_ok());
+            }
+        }
+        assert_eq!(entered, [50; 4]);
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_within_its_part_is_kept_out_while_the_parts_fit(steps in prop::collection::vec((0..6_u32, any::<bool>()), 0..400)) {
+            let mut room = shared_by(5, 40);
+            for (key, comes) in steps {
+                let own = room.taken_by(key);
+                if comes {
+                    let entered = room.enter(key, usize::MAX).is_ok();
+                    prop_assert!(entered || key == 5 || 4 <= own, "{key} has {own}");
+                } else if 0 < own {
+                    room.exit(key);
+                }
+                prop_assert!(room.sum <= 40);
+                prop_assert_eq!(room.sum, (0..6).map(|key| room.taken_by(key)).sum::<usize>());
+            }
+        }
+    }
+}
