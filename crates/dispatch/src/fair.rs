@@ -27,6 +27,13 @@ pub enum Error {
     Full { limit: u32 },
 }
 
+/// Which of the invocations that wait for a function goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    Oldest,
+    Newest,
+}
+
 /// A run that was charged with an estimate; [`FairQueue::settle`] takes it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "an estimate that is never corrected is unfair"]
@@ -113,14 +120,14 @@ impl<T> FairQueue<T> {
             return Err(Error::TenantFull { tenant: tenant.clone(), limit: self.limits.per_tenant });
         }
         if account.waiting == 0 {
-            account.served = account.served.max(self.present);
+            account.served = account.served.max(just_before(self.present));
         }
         let place = self.arrivals;
         assert!(self.places.insert(id, (key, function, place)).is_none(), "invariant: invocation {id} waits once");
         self.arrivals += 1;
         self.len += 1;
         account.waiting += 1;
-        let present = account.present;
+        let present = just_before(account.present);
         let flow = account.functions.entry(function).or_insert_with(|| Flow {
             served: present,
             open: 0,
@@ -150,22 +157,25 @@ impl<T> FairQueue<T> {
     /// Takes the oldest invocation of the function whose turn it is and charges it with `estimate`.
     pub fn pop(&mut self, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
         let (_, tenant) = self.ready.first().copied()?;
-        self.pop_of(tenant, estimate)
+        self.pop_of(tenant, Order::Oldest, estimate)
     }
 
-    /// The same for a tenant, whoever's turn it is among the tenants.
-    pub fn pop_for(&mut self, tenant: &Tenant, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
+    /// The same for a tenant, whoever's turn it is among the tenants, and with this order within its function.
+    pub fn pop_for(&mut self, tenant: &Tenant, order: Order, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
         let tenant = self.names.get(tenant).copied()?;
-        self.pop_of(tenant, estimate)
+        self.pop_of(tenant, order, estimate)
     }
 
-    fn pop_of(&mut self, tenant: u64, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
+    fn pop_of(&mut self, tenant: u64, order: Order, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
         let account = self.tenants.get_mut(&tenant)?;
         let (flow_served, function) = account.ready.first().copied()?;
         self.present = self.present.max(account.served);
         account.present = account.present.max(flow_served);
         let flow = account.functions.get_mut(&function)?;
-        let (_, (id, item)) = flow.queue.pop_first()?;
+        let (_, (id, item)) = match order {
+            Order::Oldest => flow.queue.pop_first()?,
+            Order::Newest => flow.queue.pop_last()?,
+        };
         let estimate = nanos(estimate);
         flow.open += 1;
         account.open += 1;
@@ -204,9 +214,14 @@ impl<T> FairQueue<T> {
 
     /// Takes out the oldest invocation of a function, whoever's turn it is, without a charge.
     pub fn take_from(&mut self, tenant: &Tenant, function: FunctionKey) -> Option<(InvocationId, T)> {
-        let flow = self.tenants.get(self.names.get(tenant)?)?.functions.get(&function)?;
-        let id = flow.queue.first_key_value().map(|(_, (id, _))| *id)?;
+        let id = self.flow(tenant, function)?.queue.first_key_value().map(|(_, (id, _))| *id)?;
         self.remove(id).map(|item| (id, item))
+    }
+
+    /// What waits longest for a function.
+    #[must_use]
+    pub fn oldest(&self, tenant: &Tenant, function: FunctionKey) -> Option<&T> {
+        self.flow(tenant, function)?.queue.first_key_value().map(|(_, (_, item))| item)
     }
 
     /// The function's invocations take part in the turns again.
@@ -222,8 +237,11 @@ impl<T> FairQueue<T> {
     /// How many invocations of a function wait.
     #[must_use]
     pub fn waiting(&self, tenant: &Tenant, function: FunctionKey) -> usize {
-        let account = self.names.get(tenant).and_then(|key| self.tenants.get(key));
-        account.and_then(|account| account.functions.get(&function)).map_or(0, |flow| flow.queue.len())
+        self.flow(tenant, function).map_or(0, |flow| flow.queue.len())
+    }
+
+    fn flow(&self, tenant: &Tenant, function: FunctionKey) -> Option<&Flow<T>> {
+        self.tenants.get(self.names.get(tenant)?)?.functions.get(&function)
     }
 
     #[must_use]
@@ -331,6 +349,11 @@ impl<T> FairQueue<T> {
     }
 }
 
+/// Who comes goes before those who are at the same point: runs that are charged alike bring many to one.
+fn just_before(present: u64) -> u64 {
+    present.saturating_sub(1)
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -421,7 +444,7 @@ mod tests {
         let mut queue = backlog(&[(1, 1), (2, 2)], 3);
         let mut taken = Vec::new();
         for owner in [2, 2] {
-            let (_, pair, charge) = queue.pop_for(&tenant(owner), MS).unwrap();
+            let (_, pair, charge) = queue.pop_for(&tenant(owner), Order::Oldest, MS).unwrap();
             queue.settle(&charge, MS);
             taken.push(pair);
         }
@@ -431,7 +454,7 @@ mod tests {
             taken.push(pair);
         }
         assert_eq!(taken, [(2, 2), (2, 2), (1, 1), (1, 1), (1, 1), (2, 2)]);
-        assert_eq!(queue.pop_for(&tenant(1), MS), None);
+        assert_eq!(queue.pop_for(&tenant(1), Order::Oldest, MS), None);
     }
 
     #[test]
@@ -470,32 +493,37 @@ mod tests {
             prop_assert!(*times.iter().max().unwrap() - *times.iter().min().unwrap() <= 2 * longest, "{times:?}");
         }
 
-        /// Whatever is done, each invocation leaves once, a function's in the order of arrival, and no place is lost.
+        /// Whatever is done, each invocation leaves once, the oldest or the newest of its function as asked, and no place is lost.
         #[test]
-        fn nothing_is_lost_and_nothing_comes_twice(steps in proptest::collection::vec((0_u8..6, 0_u64..4, 0_u64..3), 0..200)) {
+        fn nothing_is_lost_and_nothing_comes_twice(steps in proptest::collection::vec((0_u8..8, 0_u64..4, 0_u64..3), 0..200)) {
             let mut queue = FairQueue::new(LIMITS);
             let (mut inside, mut open) = (BTreeMap::new(), Vec::new());
             for (number, (step, owner, function)) in (0_u64..).zip(steps) {
                 let function = FunctionKey(10 * owner + function);
                 match step {
                     0..=2 => {
-                        if queue.push(&tenant(owner), function, id(number), function).is_ok() {
+                        if queue.push(&tenant(owner), function, id(number), (number, function)).is_ok() {
                             inside.insert(number, function);
                         }
                     }
-                    3 => {
+                    3..=5 => {
                         let first = queue.first();
-                        let taken = queue.pop(MS);
-                        prop_assert_eq!(first, taken.as_ref().map(|(_, function, _)| *function));
-                        if let Some((taken, function, charge)) = taken {
-                            let number = u64::try_from(taken.as_u128()).unwrap();
-                            let oldest = inside.iter().find(|(_, other)| **other == function).map(|(number, _)| *number);
-                            prop_assert_eq!(oldest, Some(number));
+                        let owner = tenant(first.map_or(0, |function| function.0 / 10));
+                        let taken = match step {
+                            3 => queue.pop(MS),
+                            4 => queue.pop_for(&owner, Order::Oldest, MS),
+                            _ => queue.pop_for(&owner, Order::Newest, MS),
+                        };
+                        prop_assert_eq!(first, taken.as_ref().map(|(_, (_, function), _)| *function));
+                        if let Some((taken, (number, function), charge)) = taken {
+                            prop_assert_eq!(taken, id(number));
+                            let mut of_it = inside.iter().filter(|(_, other)| **other == function).map(|(number, _)| *number);
+                            prop_assert_eq!(if step == 5 { of_it.next_back() } else { of_it.next() }, Some(number));
                             inside.remove(&number);
                             open.push(charge);
                         }
                     }
-                    4 => {
+                    6 => {
                         let removed = queue.remove(id(number / 2)).is_some();
                         prop_assert_eq!(removed, inside.remove(&(number / 2)).is_some());
                     }
@@ -507,6 +535,8 @@ mod tests {
                 }
                 prop_assert_eq!(usize::try_from(queue.len()).unwrap(), inside.len());
                 prop_assert_eq!(queue.first().is_some(), !inside.is_empty());
+                let oldest = inside.iter().find(|(_, other)| **other == function).map(|(number, of)| (*number, *of));
+                prop_assert_eq!(queue.oldest(&tenant(owner), function).copied(), oldest);
             }
         }
     }

@@ -8,5 +8,5 @@ mod fair;
 mod pacer;
 
 pub use deadline_queue::{DeadlineQueue, Full};
-pub use fair::{Charge, Error, FairQueue, Limits};
+pub use fair::{Charge, Error, FairQueue, Limits, Order};
 pub use pacer::{Pacer, Slot};

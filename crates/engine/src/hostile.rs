@@ -75,6 +75,7 @@ impl Seen {
             10 => Event::Gone { instance },
             11 if b % 3 == 0 => Event::Delivered { id, at: Time::from_nanos(b) },
             11 if b % 3 == 1 => Event::Measured { id, run: Duration::from_millis(a % 50), wanted: Duration::from_millis(b % 50) },
+            11 if b % 3 == 2 && a % 2 == 0 => Event::Warmed { instance, wanted: Duration::from_millis(b) },
             11 => Event::Started { id, at: Time::from_nanos(b) },
             12 => Event::Ended { id, end: End::Succeeded, cpu: MS },
             13 => Event::Overran { id, cpu: MS },

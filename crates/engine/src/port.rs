@@ -113,6 +113,12 @@ pub enum Event {
     Ready {
         instance: InstanceId,
     },
+    /// What an instance used of cores, or waited for one, until it asked for its first invocation. Told just before its first
+    /// [`Event::Ready`], in the best-effort lane only.
+    Warmed {
+        instance: InstanceId,
+        wanted: Duration,
+    },
     /// The instance is no more: it could not be started, crashed, or was killed as asked.
     Gone {
         instance: InstanceId,

@@ -368,7 +368,9 @@ impl World {
                     | Event::Measured { id, .. }
                     | Event::Overran { id, .. } => !self.open.contains_key(id),
                     Event::Ready { instance } => !self.instances.get(instance).is_some_and(|sim| sim.state != SimState::Killed),
-                    Event::Begun { instance } | Event::Gone { instance } => !self.instances.contains_key(instance),
+                    Event::Begun { instance } | Event::Gone { instance } | Event::Warmed { instance, .. } => {
+                        !self.instances.contains_key(instance)
+                    }
                     Event::Install(_)
                     | Event::Revise { .. }
                     | Event::ReviseAll(_)

@@ -274,7 +274,7 @@ impl Engine {
             Event::Ended { id, end, cpu } => self.ended(id, end, cpu, actions),
             Event::Overran { id, cpu } => self.overran(id, cpu, actions),
             // Measurements concern the best-effort lane.
-            Event::ProbeGap { .. } | Event::Transferred { .. } | Event::Measured { .. } => {}
+            Event::ProbeGap { .. } | Event::Transferred { .. } | Event::Measured { .. } | Event::Warmed { .. } => {}
             Event::Drain => self.drain(actions),
         }
     }

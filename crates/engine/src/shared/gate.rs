@@ -8,6 +8,9 @@
 //! A place is exclusive while its run is young. What runs for longer than [`YOUNG`] takes no place from other tenants any
 //! more, only from its own tenant's further runs: a long run keeps nobody else waiting, and with long runs every tenant has
 //! at most as many at once as there are cores, whatever number of functions it has.
+//!
+//! A start mostly waits for what the kernel makes of it. It is let in like the run that it is for, so that starts are no more at
+//! once than those runs could be; but runs of others are held by no more than it wants of a core.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -73,14 +76,29 @@ impl Learned {
 
     /// What a run takes of the places.
     pub(super) fn places(self) -> Part {
-        self.cores().min(Part::ONE_CORE)
+        self.places_or(Part::ONE_CORE)
     }
+
+    /// The same, or `unknown`.
+    pub(super) fn places_or(self, unknown: Part) -> Part {
+        self.0.map_or(unknown, |_| self.cores().min(Part::ONE_CORE))
+    }
+}
+
+/// What a place is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Run,
+    /// Of an instance; what such a start takes of a core meanwhile.
+    Start(Part),
 }
 
 /// What an instance that starts or runs takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
+    /// Of a run, also of the one that a start is for.
     pub(super) part: Part,
+    what: Use,
     pub(super) since: Time,
     /// When it is looked whether it is still there.
     pub(super) look: Time,
@@ -100,8 +118,19 @@ enum Age {
 #[derive(Clone, Debug)]
 pub(super) struct Gate {
     all: u64,
+    /// Of young runs.
     young: u64,
+    starts: Starts,
     old: BTreeMap<Tenant, Old>,
+}
+
+/// Young starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Starts {
+    /// As further starts count them: what the runs they are for take, or they themselves if that is more.
+    part: u64,
+    /// As runs count them.
+    now: u64,
 }
 
 /// A tenant's runs that are young no more.
@@ -117,7 +146,7 @@ struct Old {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     Open,
-    /// Young runs take all places.
+    /// Young runs and starts take all places.
     Full,
     /// Its own runs take all places. It is let in for once then, with a function of this mean run.
     HeldUntil(Time),
@@ -125,22 +154,28 @@ pub(super) enum Entry {
 
 impl Gate {
     pub(super) const fn new(cores: u32) -> Self {
-        Self { all: cores as u64 * WHOLE, young: 0, old: BTreeMap::new() }
+        Self { all: cores as u64 * WHOLE, young: 0, starts: Starts { part: 0, now: 0 }, old: BTreeMap::new() }
     }
 
-    /// Whether a tenant may have something run; `mean_run` is that of its function whose turn it is.
-    pub(super) fn entry(&self, tenant: &Tenant, mean_run: Duration, now: Time) -> Entry {
-        if self.all <= self.young {
+    /// Whether a tenant may have something run or started; `mean_run` is that of its function whose turn it is. Where nothing
+    /// may run, nothing may start.
+    pub(super) fn entry(&self, tenant: &Tenant, what: Use, mean_run: Duration, now: Time) -> Entry {
+        let young = self.young
+            + match what {
+                Use::Run => self.starts.now,
+                Use::Start(_) => self.starts.part,
+            };
+        if self.all <= young {
             return Entry::Full;
         }
-        let Some(old) = self.old.get(tenant).filter(|old| self.all <= self.young + old.part) else { return Entry::Open };
+        let Some(old) = self.old.get(tenant).filter(|old| self.all <= young + old.part) else { return Entry::Open };
         let until = old.moved + HELD_MAX.max(mean_run * HELD_MEAN_RUNS);
         if until <= now { Entry::Open } else { Entry::HeldUntil(until) }
     }
 
     /// Somebody is let in whose turn it is.
-    pub(super) fn enter(&mut self, tenant: &Tenant, part: Part, now: Time) -> Place {
-        let mut place = self.take(part, now);
+    pub(super) fn enter(&mut self, tenant: &Tenant, (part, what): (Part, Use), now: Time) -> Place {
+        let mut place = self.take(part, what, now);
         if let Some(old) = self.old.get_mut(tenant) {
             place.before = Some(std::mem::replace(&mut old.moved, now));
         }
@@ -155,14 +190,26 @@ impl Gate {
     }
 
     /// Somebody takes a place without a turn; whoever is held by his own waits no longer for that.
-    pub(super) fn take(&mut self, part: Part, now: Time) -> Place {
-        self.young += part.0;
-        Place { part, since: now, look: now + YOUNG, before: None, age: Age::Young }
+    pub(super) fn take(&mut self, part: Part, what: Use, now: Time) -> Place {
+        let place = Place { part, what, since: now, look: now + YOUNG, before: None, age: Age::Young };
+        self.count(&place, |sum, part| sum + part);
+        place
+    }
+
+    /// Adds a young place to what is taken, or takes it off.
+    fn count(&mut self, place: &Place, change: impl Fn(u64, u64) -> u64) {
+        match place.what {
+            Use::Run => self.young = change(self.young, place.part.0),
+            Use::Start(now) => {
+                self.starts.part = change(self.starts.part, place.part.max(now).0);
+                self.starts.now = change(self.starts.now, now.0);
+            }
+        }
     }
 
     pub(super) fn leave(&mut self, place: Place) {
         match place.age {
-            Age::Young => self.young -= place.part.0,
+            Age::Young => self.count(&place, |sum, part| sum - part),
             Age::Old(tenant) => {
                 let Some(old) = self.old.get_mut(&tenant) else { return };
                 old.part -= place.part.0;
@@ -178,7 +225,7 @@ impl Gate {
     pub(super) fn grow_old(&mut self, place: &mut Place, tenant: &Tenant) {
         match &place.age {
             Age::Young => {
-                self.young -= place.part.0;
+                self.count(place, |sum, part| sum - part);
                 let old = self.old.entry(tenant.clone()).or_insert(Old { part: 0, runs: 0, moved: place.since });
                 old.part += place.part.0;
                 old.runs += 1;
@@ -190,20 +237,24 @@ impl Gate {
 
     /// It was seen what a run takes.
     pub(super) fn resize(&mut self, place: &mut Place, part: Part) {
-        let sum = match &place.age {
-            Age::Young => Some(&mut self.young),
-            Age::Old(tenant) => self.old.get_mut(tenant).map(|old| &mut old.part),
-        };
-        if let Some(sum) = sum {
-            *sum = *sum - place.part.0 + part.0;
+        match &place.age {
+            Age::Young => self.count(place, |sum, part| sum - part),
+            Age::Old(tenant) => {
+                if let Some(old) = self.old.get_mut(tenant) {
+                    old.part = old.part - place.part.0 + part.0;
+                }
+            }
         }
         place.part = part;
+        if place.age == Age::Young {
+            self.count(place, |sum, part| sum + part);
+        }
     }
 
     /// Nobody has a place.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.young == 0 && self.old.is_empty()
+        self.young == 0 && self.starts == Starts::default() && self.old.is_empty()
     }
 }
 
@@ -252,16 +303,19 @@ mod tests {
     fn a_long_run_holds_its_own_tenant_alone_and_not_for_ever() {
         let mut gate = Gate::new(1);
         let (a, b) = (tenant("a"), tenant("b"));
-        let mut place = gate.enter(&a, Part::ONE_CORE, Time::ZERO);
-        assert_eq!((gate.entry(&a, ms(10), Time::ZERO), gate.entry(&b, ms(10), Time::ZERO)), (Entry::Full, Entry::Full));
+        let mut place = gate.enter(&a, (Part::ONE_CORE, Use::Run), Time::ZERO);
+        assert_eq!(
+            (gate.entry(&a, Use::Run, ms(10), Time::ZERO), gate.entry(&b, Use::Run, ms(10), Time::ZERO)),
+            (Entry::Full, Entry::Full)
+        );
         let old = Time::ZERO + YOUNG;
         gate.grow_old(&mut place, &a);
         assert_eq!(
-            (gate.entry(&a, ms(10), old), gate.entry(&b, ms(10), old)),
+            (gate.entry(&a, Use::Run, ms(10), old), gate.entry(&b, Use::Run, ms(10), old)),
             (Entry::HeldUntil(Time::ZERO + ms(200)), Entry::Open)
         );
-        assert_eq!(gate.entry(&a, ms(80), old), Entry::HeldUntil(Time::ZERO + ms(320)), "four mean runs");
-        assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(200)), Entry::Open);
+        assert_eq!(gate.entry(&a, Use::Run, ms(80), old), Entry::HeldUntil(Time::ZERO + ms(320)), "four mean runs");
+        assert_eq!(gate.entry(&a, Use::Run, ms(10), Time::ZERO + ms(200)), Entry::Open);
         gate.leave(place);
         assert!(gate.is_empty());
     }
@@ -270,14 +324,30 @@ mod tests {
     fn a_start_without_a_turn_makes_who_is_held_by_his_own_wait_no_longer() {
         let mut gate = Gate::new(1);
         let a = tenant("a");
-        let mut run = gate.enter(&a, Part::ONE_CORE, Time::ZERO);
+        let mut run = gate.enter(&a, (Part::ONE_CORE, Use::Run), Time::ZERO);
         gate.grow_old(&mut run, &a);
-        let mut start = gate.take(Part::ONE_CORE, Time::ZERO + ms(90));
-        assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(90)), Entry::Full);
+        let mut start = gate.take(Part::ONE_CORE, Use::Start(Part::ONE_CORE), Time::ZERO + ms(90));
+        assert_eq!(gate.entry(&a, Use::Run, ms(10), Time::ZERO + ms(90)), Entry::Full);
         gate.grow_old(&mut start, &a);
-        assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(190)), Entry::HeldUntil(Time::ZERO + ms(200)));
+        assert_eq!(gate.entry(&a, Use::Run, ms(10), Time::ZERO + ms(190)), Entry::HeldUntil(Time::ZERO + ms(200)));
         gate.leave(run);
-        assert_eq!(gate.entry(&a, ms(10), Time::ZERO + ms(190)), Entry::HeldUntil(Time::ZERO + ms(200)));
+        assert_eq!(gate.entry(&a, Use::Run, ms(10), Time::ZERO + ms(190)), Entry::HeldUntil(Time::ZERO + ms(200)));
+    }
+
+    #[test]
+    fn a_start_holds_other_starts_as_a_run_does_and_runs_as_it_wants_a_core() {
+        let mut gate = Gate::new(1);
+        let (a, b) = (tenant("a"), tenant("b"));
+        let start = Use::Start(Part(100));
+        let place = gate.enter(&a, (Part::ONE_CORE, start), Time::ZERO);
+        assert_eq!(gate.entry(&b, start, ms(10), Time::ZERO), Entry::Full);
+        assert_eq!(gate.entry(&b, Use::Run, ms(10), Time::ZERO), Entry::Open);
+        let run = gate.enter(&b, (Part(900), Use::Run), Time::ZERO);
+        assert_eq!(gate.entry(&b, Use::Run, ms(10), Time::ZERO), Entry::Full);
+        gate.leave(place);
+        assert_eq!(gate.entry(&a, start, ms(10), Time::ZERO), Entry::Open);
+        gate.leave(run);
+        assert!(gate.is_empty());
     }
 
     proptest! {
@@ -289,14 +359,21 @@ mod tests {
             let mut places: Vec<(usize, Place)> = Vec::new();
             for (step, part, nth) in steps {
                 match (step, places.get_mut(nth)) {
-                    (0, _) => places.push((nth % 2, gate.enter(&owners[nth % 2], Part(part), Time::ZERO))),
+                    (0, _) => {
+                        let what = if nth < 4 { Use::Run } else { Use::Start(Part(2_000 - part)) };
+                        places.push((nth % 2, gate.enter(&owners[nth % 2], (Part(part), what), Time::ZERO)));
+                    }
                     (1, Some((owner, place))) => gate.grow_old(place, &owners[*owner]),
                     (2, Some((_, place))) => gate.resize(place, Part(part)),
                     (3, Some(_)) => gate.leave(places.remove(nth).1),
                     (_, _) => {}
                 }
-                let young: u64 = places.iter().filter(|(_, place)| place.age == Age::Young).map(|(_, place)| place.part.0).sum();
-                prop_assert_eq!(young, gate.young);
+                let young = || places.iter().map(|(_, place)| place).filter(|place| place.age == Age::Young);
+                let runs: u64 = young().filter(|place| place.what == Use::Run).map(|place| place.part.0).sum();
+                let now = |place: &Place| if let Use::Start(now) = place.what { Some(now) } else { None };
+                let starting: u64 = young().filter_map(now).map(|now| now.0).sum();
+                prop_assert_eq!((runs, starting), (gate.young, gate.starts.now));
+                prop_assert!(gate.starts.now <= gate.starts.part, "where nothing may run, nothing may start");
             }
             places.into_iter().for_each(|(_, place)| gate.leave(place));
             prop_assert!(gate.is_empty());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use model::{End, FunctionKey, InstanceId};
 
 use super::gate::Learned;
+use super::patience::Patience;
 use super::{Engine, Function, Incoming, Instance, PATIENCE, Room, Space, State, Timer};
 use crate::port::{Action, Deployment, Placement, Refusal};
 use crate::restarts::Restarts;
@@ -33,7 +34,9 @@ impl Engine {
                 starting: 0,
                 total: 0,
                 learned: Learned::default(),
+                starts: Learned::default(),
                 mean_run: FIRST_ESTIMATE,
+                patience: Patience::default(),
             };
             self.functions.insert(key, function);
             return actions.push(Action::Serving { function: key, version });
@@ -66,10 +69,10 @@ impl Engine {
 
     /// The function's owner changed: what waits is counted against the new one.
     fn move_tenant(&mut self, key: FunctionKey, from: &model::Tenant, actions: &mut Vec<Action>) {
-        while let Some((id, deadline)) = self.queue.take_from(from, key) {
+        while let Some((id, asked)) = self.queue.take_from(from, key) {
             let tenant = &self.functions[&key].deployment.tenant;
-            if self.queue.push(tenant, key, id, deadline).is_err() {
-                self.waiting.remove(&id);
+            if self.queue.push(tenant, key, id, asked).is_err() {
+                self.leave_waiting(id, asked);
                 actions.push(Action::Refuse { id, refusal: Refusal::Busy { limit: self.options.queue.per_tenant } });
             }
         }
@@ -142,8 +145,8 @@ impl Engine {
         if let Some(function) = self.functions.get_mut(&key) {
             function.starting += 1;
             function.total += 1;
-            let part = function.learned.places();
-            self.enter(id, part);
+            let (part, what) = (function.learned.places(), function.use_of_start());
+            self.enter(id, part, what);
         }
         actions.push(Action::Start { instance: id, function: key, version, on: Placement::BestEffort });
         space

@@ -7,10 +7,14 @@
 //! memory. A function whose turn it is keeps its turn until it has what it needs, so that a flood which never lets an
 //! instance rest cannot starve it; only when long runs hold the memory it needs does its turn go to others meanwhile.
 //!
+//! While clients of a function hang up, its newest invocation goes first (`patience`); and a run that its client left is not
+//! stopped at once where it will be over soon, because the start of another instance costs more.
+//!
 //! What it keeps at all times: the limits of [`Options`], one invocation per instance, one answer per invocation.
 
 mod gate;
 mod instances;
+mod patience;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +26,8 @@ use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId, Tenant, Time, 
 
 use crate::port::{Action, Allowance, Deployment, Event, Refusal};
 use crate::restarts::Restarts;
-use gate::{Entry, Gate, Learned, Part, Place, YOUNG};
+use gate::{Entry, Gate, Learned, Part, Place, Use, YOUNG};
+use patience::Patience;
 
 /// The limits of the lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +95,7 @@ pub struct Engine {
     functions: BTreeMap<FunctionKey, Function>,
     instances: BTreeMap<InstanceId, Instance>,
     running: BTreeMap<InvocationId, Running>,
-    queue: FairQueue<Option<Time>>,
+    queue: FairQueue<Asked>,
     gate: Gate,
     /// When the gate is looked at again for somebody it holds.
     gate_armed: Option<Time>,
@@ -128,8 +133,30 @@ struct Function {
     starting: u32,
     total: u32,
     learned: Learned,
+    /// What is known of its starts.
+    starts: Learned,
     /// How long a run takes, moving mean.
     mean_run: Duration,
+    patience: Patience,
+}
+
+impl Function {
+    /// What an instance of it is let in for: a run where one is idle, else a start.
+    fn next_use(&self) -> Use {
+        if self.idle.is_empty() { self.use_of_start() } else { Use::Run }
+    }
+
+    /// Until it is known what its starts take, they take what its runs do.
+    fn use_of_start(&self) -> Use {
+        Use::Start(self.starts.places_or(self.learned.places()))
+    }
+}
+
+/// What waits for its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    arrived: Time,
+    deadline: Option<Time>,
 }
 
 /// A version of which one instance is made before the one that serves is broken.
@@ -175,8 +202,11 @@ enum State {
 struct Running {
     function: FunctionKey,
     instance: InstanceId,
+    arrived: Time,
     delivered: Time,
+    /// When it is stopped, and how it has ended then.
     until: Time,
+    stopped_as: End,
     charge: Charge,
 }
 
@@ -192,6 +222,8 @@ struct Unpaid {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Stop(InvocationId),
+    /// One that waits is at its deadline.
+    Expired(InvocationId),
     Starting(InstanceId),
     Finishing(InstanceId),
     Restart(FunctionKey),
@@ -206,6 +238,11 @@ enum Timer {
 
 /// A run, a start or an end that takes longer than this is not waited for by those who need its memory.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Mean runs of its function that an invocation may take which its client left, and how long it goes on then at most.
+const GRACE_MEAN_RUNS: u32 = 2;
+const GRACE_MAX: Duration = Duration::from_millis(100);
+/// Functions whose start is held, that others may pass at once.
+const PASSED_MAX: usize = 64;
 
 /// Whether there is room for an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,6 +314,7 @@ impl Engine {
             Event::Ready { instance } => self.ready(instance, actions),
             Event::Gone { instance } => self.gone(instance, actions),
             Event::Measured { id, run, wanted } => self.measured(id, run, wanted),
+            Event::Warmed { instance, wanted } => self.warmed(instance, wanted),
             Event::Ended { id, .. } => self.ended(id, actions),
             Event::Overran { id, .. } => self.stop(id, End::Overran, actions),
             Event::Drain => self.drain(actions),
@@ -304,7 +342,8 @@ impl Engine {
         while let Some((at, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= self.now) {
             self.timers.remove(&(at, timer));
             match timer {
-                Timer::Stop(id) => self.stop(id, End::Overran, actions),
+                Timer::Stop(id) => self.stop(id, self.running.get(&id).map_or(End::Overran, |run| run.stopped_as), actions),
+                Timer::Expired(id) => self.expired(id, actions),
                 Timer::Starting(instance) => self.start_overdue(instance, actions),
                 Timer::Finishing(instance) => self.kill(instance, actions),
                 Timer::Restart(function) => self.refresh(function),
@@ -345,13 +384,25 @@ impl Engine {
         if failing && function.total == 0 {
             return Err(Refusal::Unstartable);
         }
-        let pushed = self.queue.push(&function.deployment.tenant, key, id, deadline);
+        if let Some(deadline) = deadline.filter(|deadline| *deadline <= self.now) {
+            return Err(Refusal::Expired { deadline });
+        }
+        let pushed = self.queue.push(&function.deployment.tenant, key, id, Asked { arrived: self.now, deadline });
         pushed.map_err(|error| match error {
             Error::TenantFull { limit, .. } | Error::Full { limit } => Refusal::Busy { limit },
         })?;
         self.waiting.insert(id, key);
+        self.timers.extend(deadline.map(|deadline| (deadline, Timer::Expired(id))));
         self.refresh(key);
         Ok(())
+    }
+
+    /// It waits no longer.
+    fn leave_waiting(&mut self, id: InvocationId, asked: Asked) {
+        self.waiting.remove(&id);
+        if let Some(deadline) = asked.deadline {
+            self.timers.remove(&(deadline, Timer::Expired(id)));
+        }
     }
 
     /// Runs what can run, in the order of the turns.
@@ -359,7 +410,7 @@ impl Engine {
         self.start_incoming(actions);
         let mut passed_over = Vec::new();
         while u32::try_from(self.running.len()).is_ok_and(|running| running < self.options.concurrency) {
-            let Some(key) = self.whose_turn() else { break };
+            let Some(key) = self.whose_turn(&mut passed_over) else { break };
             let Some(function) = self.functions.get(&key) else { break };
             if let Some((_, instance)) = function.idle.last().copied() {
                 self.serve(key, instance, actions);
@@ -376,11 +427,7 @@ impl Engine {
                     break;
                 }
                 // The room it needs is held by long runs: meanwhile the turn goes to others.
-                Space::Held => {
-                    let tenant = function_tenant(&self.functions, key);
-                    self.queue.pass_over(&tenant, key);
-                    passed_over.push(key);
-                }
+                Space::Held => self.pass_over(key, &mut passed_over),
             }
         }
         for key in passed_over {
@@ -388,52 +435,72 @@ impl Engine {
         }
     }
 
-    /// The function whose turn it is, of those that the gate lets in.
-    fn whose_turn(&mut self) -> Option<FunctionKey> {
-        let mut held = None;
-        let mut found = None;
-        // Each tenant that is held has runs that take all places, so these are fewer than there are instances.
-        for key in self.queue.turns() {
-            let Some(function) = self.functions.get(&key) else { break };
-            match self.gate.entry(&function.deployment.tenant, function.mean_run, self.now) {
-                Entry::Open => {
-                    found = Some(key);
-                    break;
+    /// The function whose turn it is, of those that the gate lets in. One whose start is held by other starts is passed over:
+    /// whoever has an idle instance may use what these leave of the cores.
+    fn whose_turn(&mut self, passed_over: &mut Vec<FunctionKey>) -> Option<FunctionKey> {
+        loop {
+            let mut held = None;
+            let mut first = None;
+            // Each tenant that is held has runs that take all places, so these are fewer than there are instances.
+            for key in self.queue.turns() {
+                let Some(function) = self.functions.get(&key) else { break };
+                let what = function.next_use();
+                match self.gate.entry(&function.deployment.tenant, what, function.mean_run, self.now) {
+                    Entry::HeldUntil(until) => held = Some(held.map_or(until, |earliest: Time| earliest.min(until))),
+                    entry @ (Entry::Open | Entry::Full) => {
+                        first = Some((key, what, entry));
+                        break;
+                    }
                 }
-                Entry::Full => break,
-                Entry::HeldUntil(until) => held = Some(held.map_or(until, |earliest: Time| earliest.min(until))),
+            }
+            self.arm_gate(held);
+            let (key, what, entry) = first?;
+            match (entry, what) {
+                (Entry::Open | Entry::HeldUntil(_), _) => return Some(key),
+                (Entry::Full, Use::Start(_)) if !self.idle.is_empty() && passed_over.len() < PASSED_MAX => {
+                    self.pass_over(key, passed_over);
+                }
+                (Entry::Full, Use::Run | Use::Start(_)) => return None,
             }
         }
-        if let Some(until) = held.filter(|until| self.gate_armed.is_none_or(|armed| *until < armed)) {
-            if let Some(armed) = self.gate_armed.replace(until) {
-                self.timers.remove(&(armed, Timer::Held));
-            }
-            self.timers.insert((until, Timer::Held));
-        }
-        found
     }
 
-    /// Gives the oldest invocation of the function whose turn it is to an idle instance.
+    /// The turn of a function goes to others for now.
+    fn pass_over(&mut self, key: FunctionKey, passed_over: &mut Vec<FunctionKey>) {
+        let tenant = function_tenant(&self.functions, key);
+        self.queue.pass_over(&tenant, key);
+        passed_over.push(key);
+    }
+
+    /// Somebody is held until then.
+    fn arm_gate(&mut self, held: Option<Time>) {
+        let Some(until) = held.filter(|until| self.gate_armed.is_none_or(|armed| *until < armed)) else { return };
+        if let Some(armed) = self.gate_armed.replace(until) {
+            self.timers.remove(&(armed, Timer::Held));
+        }
+        self.timers.insert((until, Timer::Held));
+    }
+
+    /// Gives an invocation of the function whose turn it is to an idle instance.
     fn serve(&mut self, key: FunctionKey, instance: InstanceId, actions: &mut Vec<Action>) {
-        let function = self.functions.get(&key).expect("invariant: whose turn it is, is known");
+        let function = self.functions.get_mut(&key).expect("invariant: whose turn it is, is known");
+        let tenant = function.deployment.tenant.clone();
+        let oldest = self.queue.oldest(&tenant, key).map_or(self.now, |asked| asked.arrived);
+        let order = function.patience.order(self.now, self.now.since(oldest));
         let (timeout, learned) = (function.deployment.timeout, function.learned);
         let estimate = price(&self.options, function, function.mean_run, function.mean_run);
-        let tenant = &function.deployment.tenant;
-        let Some((id, deadline, charge)) = self.queue.pop_for(tenant, estimate) else { return };
-        self.waiting.remove(&id);
-        if let Some(deadline) = deadline.filter(|deadline| *deadline < self.now) {
-            self.queue.settle(&charge, Duration::ZERO);
-            actions.push(Action::Refuse { id, refusal: Refusal::Expired { deadline } });
-            return self.refresh(key);
-        }
+        let Some((id, asked, charge)) = self.queue.pop_for(&tenant, order, estimate) else { return };
+        self.leave_waiting(id, asked);
         self.leave_idle(instance);
         let known = self.instances.get_mut(&instance).expect("invariant: an idle instance is known");
         known.state = State::Busy { invocation: id };
-        self.enter(instance, learned.places());
-        let until = self.now + timeout;
+        self.enter(instance, learned.places(), Use::Run);
+        let (delivered, until) = (self.now, self.now + timeout);
         let allowance = Allowance { run_time: timeout, cpu: CpuShare::FULL, until };
         self.timers.insert((until, Timer::Stop(id)));
-        self.running.insert(id, Running { function: key, instance, delivered: self.now, until, charge });
+        let stopped_as = End::Overran;
+        let running = Running { function: key, instance, arrived: asked.arrived, delivered, until, stopped_as, charge };
+        self.running.insert(id, running);
         actions.push(Action::Deliver { id, instance, allowance, conforming: None });
         self.refresh(key);
     }
@@ -452,7 +519,7 @@ impl Engine {
         }
     }
 
-    /// It is at its timeout: it is stopped with its instance, and its client told.
+    /// It is at its timeout, or nobody waits for it: it is stopped with its instance, and its client told.
     fn stop(&mut self, id: InvocationId, end: End, actions: &mut Vec<Action>) {
         let Some((instance, run)) = self.leave_running(id) else { return };
         self.charge(&run);
@@ -460,19 +527,47 @@ impl Engine {
         self.kill(instance, actions);
     }
 
+    /// The client of an invocation hung up.
     fn abandoned(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
-        if let Some(key) = self.waiting.remove(&id) {
-            self.queue.remove(id);
-            actions.push(Action::Fail { id, end: End::Cancelled });
-            self.refresh(key);
-        } else {
-            self.stop(id, End::Cancelled, actions);
+        let Some(run) = self.running.get_mut(&id) else {
+            return self.give_up(id, Action::Fail { id, end: End::Cancelled }, actions);
+        };
+        if run.stopped_as == End::Cancelled {
+            return;
         }
+        let Some(function) = self.functions.get_mut(&run.function) else { return self.stop(id, End::Cancelled, actions) };
+        function.patience.hung_up(self.now, self.now.since(run.arrived));
+        // A run that is over soon costs less than the start of another instance.
+        let over = run.delivered + function.mean_run * GRACE_MEAN_RUNS;
+        self.timers.remove(&(run.until, Timer::Stop(id)));
+        run.until = run.until.min(over).min(self.now + GRACE_MAX);
+        run.stopped_as = End::Cancelled;
+        if run.until <= self.now {
+            return self.stop(id, End::Cancelled, actions);
+        }
+        self.timers.insert((run.until, Timer::Stop(id)));
+    }
+
+    /// The deadline of one that waits has come.
+    fn expired(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
+        self.give_up(id, Action::Refuse { id, refusal: Refusal::Expired { deadline: self.now } }, actions);
+    }
+
+    /// One that waits is not run.
+    fn give_up(&mut self, id: InvocationId, action: Action, actions: &mut Vec<Action>) {
+        let Some(key) = self.waiting.get(&id).copied() else { return };
+        let Some(asked) = self.queue.remove(id) else { return };
+        self.leave_waiting(id, asked);
+        if let Some(function) = self.functions.get_mut(&key) {
+            function.patience.hung_up(self.now, self.now.since(asked.arrived));
+        }
+        actions.push(action);
+        self.refresh(key);
     }
 
     /// Takes a running invocation off its instance.
     fn leave_running(&mut self, id: InvocationId) -> Option<(InstanceId, Unpaid)> {
-        let Running { function, instance, delivered, until, charge } = self.running.remove(&id)?;
+        let Running { function, instance, delivered, until, charge, .. } = self.running.remove(&id)?;
         self.timers.remove(&(until, Timer::Stop(id)));
         let took = self.now.since(delivered);
         if let Some(function) = self.functions.get_mut(&function) {
@@ -501,8 +596,8 @@ impl Engine {
     fn refuse_waiting(&mut self, key: FunctionKey, refusal: Refusal, actions: &mut Vec<Action>) {
         let Some(function) = self.functions.get(&key) else { return };
         let tenant = function.deployment.tenant.clone();
-        while let Some((id, _)) = self.queue.take_from(&tenant, key) {
-            self.waiting.remove(&id);
+        while let Some((id, asked)) = self.queue.take_from(&tenant, key) {
+            self.leave_waiting(id, asked);
             actions.push(Action::Refuse { id, refusal });
         }
     }
@@ -534,19 +629,29 @@ impl Engine {
         }
     }
 
+    /// Learns what starts of a function take.
+    fn warmed(&mut self, id: InstanceId, wanted: Duration) {
+        let Some(instance) = self.instances.get(&id) else { return };
+        let State::Starting { since } = instance.state else { return };
+        if let Some(function) = self.functions.get_mut(&instance.function) {
+            function.starts.learn(self.now.since(since), wanted);
+        }
+    }
+
     /// An instance begins to start or to run: it takes a place.
-    fn enter(&mut self, id: InstanceId, part: Part) {
+    fn enter(&mut self, id: InstanceId, part: Part, what: Use) {
         self.leave(id);
         let Some(instance) = self.instances.get_mut(&id) else { return };
         let tenant = function_tenant(&self.functions, instance.function);
-        instance.place = Some(self.gate.enter(&tenant, part, self.now));
+        instance.place = Some(self.gate.enter(&tenant, (part, what), self.now));
         self.timers.insert((self.now + YOUNG, Timer::Old(id)));
     }
 
     /// An instance starts for which nobody waits. A deployment is not held, but others are by its start.
     fn enter_unasked(&mut self, id: InstanceId) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
-        instance.place = Some(self.gate.take(Part::ONE_CORE, self.now));
+        let starts = self.functions.get(&instance.function).map_or(Part::ONE_CORE, |function| function.starts.places());
+        instance.place = Some(self.gate.take(Part::ONE_CORE, Use::Start(starts), self.now));
         self.timers.insert((self.now + YOUNG, Timer::Old(id)));
     }
 

@@ -49,6 +49,17 @@ struct World {
     asks_after: BTreeMap<FunctionKey, Duration>,
     /// How long a start takes, where that is not [`COLD`].
     starts_in: BTreeMap<FunctionKey, Duration>,
+    /// What a start uses of a core, where it is measured.
+    start_wants: BTreeMap<FunctionKey, Duration>,
+    /// How long a client waits before it hangs up, where it does.
+    patience: BTreeMap<FunctionKey, Duration>,
+    /// Within which time an invocation is to start, where its client says so.
+    deadlines: BTreeMap<FunctionKey, Duration>,
+    /// Whose clients hung up.
+    left: BTreeSet<InvocationId>,
+    arrived: BTreeMap<InvocationId, Time>,
+    /// How long those waited who got a result.
+    waited: BTreeMap<FunctionKey, Vec<Duration>>,
     served: BTreeMap<FunctionKey, Duration>,
     delivered: Vec<FunctionKey>,
     starts: usize,
@@ -78,6 +89,12 @@ impl World {
             wanted: BTreeMap::new(),
             asks_after: BTreeMap::new(),
             starts_in: BTreeMap::new(),
+            start_wants: BTreeMap::new(),
+            patience: BTreeMap::new(),
+            deadlines: BTreeMap::new(),
+            left: BTreeSet::new(),
+            arrived: BTreeMap::new(),
+            waited: BTreeMap::new(),
             served: BTreeMap::new(),
             delivered: Vec::new(),
             starts: 0,
@@ -98,7 +115,12 @@ impl World {
     fn arrive(&mut self, key: u64) -> InvocationId {
         let id = InvocationId::from_random(self.rng.random::<u128>());
         self.open.insert(id, FunctionKey(key));
-        self.tell(Event::Arrived { id, function: FunctionKey(key), deadline: None });
+        self.arrived.insert(id, self.now);
+        if let Some(patience) = self.patience.get(&FunctionKey(key)).copied() {
+            self.plan(patience, Event::Abandoned { id });
+        }
+        let deadline = self.deadlines.get(&FunctionKey(key)).map(|within| self.now + *within);
+        self.tell(Event::Arrived { id, function: FunctionKey(key), deadline });
         id
     }
 
@@ -138,6 +160,9 @@ impl World {
             }
             busy.1 = None;
             let function = self.open[id];
+            if !self.left.contains(id) {
+                self.waited.entry(function).or_default().push(self.now.since(self.arrived[id]));
+            }
             if let Some(wanted) = self.wanted.get(&function) {
                 let (run, wanted) = (self.run[&function], *wanted);
                 self.tell(Event::Measured { id: *id, run, wanted });
@@ -151,6 +176,16 @@ impl World {
                 return;
             }
             self.ready.insert(*instance);
+        }
+        if let Event::Warmed { instance, .. } = &event
+            && self.killed.contains(instance)
+        {
+            return;
+        }
+        if let Event::Abandoned { id } = &event
+            && (!self.open.contains_key(id) || !self.left.insert(*id))
+        {
+            return;
         }
         if let Event::Gone { instance } = &event {
             self.ready.remove(instance);
@@ -185,6 +220,9 @@ impl World {
                 assert!(self.instances.insert(instance, (mib, None)).is_none());
                 let fails = self.rng.random_range(0..1000) < self.faults;
                 let cold = self.starts_in.get(&function).copied().unwrap_or(COLD);
+                if let Some(wanted) = self.start_wants.get(&function).copied().filter(|_| !fails) {
+                    self.plan(cold, Event::Warmed { instance, wanted });
+                }
                 self.plan(cold, if fails { Event::Gone { instance } } else { Event::Ready { instance } });
             }
             Action::Kill { instance } => {
@@ -598,6 +636,145 @@ fn a_lone_tenant_uses_all_cores() {
     // A run of 20 ms, 1 ms until the instance asks for the next, on two cores after a cold start.
     let most = (Duration::from_secs(2) - COLD) * 2 * 20 / 21;
     assert!(world.served[&FunctionKey(1)] + 40 * MS >= most, "{:?} of {most:?}", world.served);
+}
+
+/// Clients of this function hang up after half a second. Its runs compute for 10 ms; a start takes 50 ms, and wants a core for 10.
+fn install_impatient(world: &mut World, key: u64, owner: &str) {
+    world.install(deployment(key, owner, 64), 10 * MS);
+    world.wanted.insert(FunctionKey(key), 10 * MS);
+    world.start_wants.insert(FunctionKey(key), 10 * MS);
+    world.patience.insert(FunctionKey(key), Duration::from_millis(500));
+}
+
+/// Lets invocations of these functions arrive, each at its interval, for so long.
+fn flood(world: &mut World, streams: &[(u64, Duration)], time: Duration) {
+    let until = world.now + time;
+    let mut next: BTreeSet<(Time, u64, Duration)> = streams.iter().map(|(key, every)| (world.now, *key, *every)).collect();
+    while let Some((at, key, every)) = next.pop_first().filter(|(at, ..)| *at < until) {
+        world.run_for(at.since(world.now));
+        world.arrive(key);
+        next.insert((at + every, key, every));
+    }
+    world.run_for(until.since(world.now));
+}
+
+/// A world of two cores after ten seconds in which so many times of what these can do was asked of function 1.
+fn overload(times: u32, set: impl FnOnce(&mut World)) -> World {
+    let mut world = World::new(1, Options { concurrency: 12, ..options() });
+    install_impatient(&mut world, 1, "a");
+    set(&mut world);
+    flood(&mut world, &[(1, 5 * MS / times)], Duration::from_secs(10));
+    world
+}
+
+impl World {
+    /// How many results of these functions somebody still waited for.
+    fn useful(&self, keys: impl IntoIterator<Item = u64>) -> usize {
+        keys.into_iter().filter_map(|key| self.waited.get(&FunctionKey(key))).map(Vec::len).sum()
+    }
+}
+
+#[test]
+fn an_overload_by_clients_that_hang_up_leaves_the_cores_their_useful_work() {
+    for times in [1, 2, 5, 10] {
+        let world = overload(times, |_| ());
+        // 2,000 runs of 10 ms fit into ten seconds of two cores, less a millisecond after each. In order of arrival 140 of them
+        // were of use to anybody at twice the capacity, and 80 at five times, with 350 starts.
+        let (useful, starts) = (world.useful([1]), world.starts);
+        assert!(1_750 <= useful && starts <= 4, "{useful} results in time and {starts} starts at {times} times the capacity");
+    }
+}
+
+#[test]
+fn an_overload_of_deadlines_leaves_the_cores_their_useful_work_and_every_deadline_is_told_when_it_comes() {
+    for times in [2, 5] {
+        let world = overload(times, |world| {
+            world.deadlines.extend(world.patience.remove(&FunctionKey(1)).map(|within| (FunctionKey(1), within)));
+        });
+        let soonest = Duration::from_millis(500);
+        let useful = world.waited[&FunctionKey(1)].iter().filter(|waited| **waited < soonest).count();
+        assert!(1_750 <= useful, "{useful} results in time at {times} times the capacity");
+        let late = world.open.keys().filter(|id| world.arrived[id] + soonest < world.now).count();
+        assert!(late <= 2 && world.refused.iter().all(|why| matches!(why, Refusal::Expired { .. } | Refusal::Busy { .. })));
+    }
+}
+
+#[test]
+fn who_is_within_its_share_waits_for_a_run_or_two_beside_tenants_whose_clients_hang_up() {
+    for times in [1, 2, 5] {
+        let mut world = World::new(1, Options { concurrency: 12, memory_mib: 4_096, ..options() });
+        world.install(deployment(9, "calm", 64), 5 * MS);
+        world.wanted.insert(FunctionKey(9), 5 * MS);
+        for key in 1..=8 {
+            install_impatient(&mut world, key, &format!("t{key}"));
+        }
+        let mut streams: Vec<(u64, Duration)> = (1..=8).map(|key| (key, 40 * MS / times)).collect();
+        streams.push((9, 50 * MS));
+        flood(&mut world, &streams, Duration::from_secs(10));
+        let useful: Vec<usize> = (1..=8).map(|key| world.useful([key])).collect();
+        let (sum, calm) = (world.useful(1..=8), world.waited[&FunctionKey(9)].split_at(20).1);
+        // The calm tenant takes a twentieth.
+        assert!(1_600 <= sum && useful.iter().all(|of| of.abs_diff(sum / 8) <= 20), "{useful:?} at {times} times the capacity");
+        assert!(calm.iter().all(|waited| *waited <= 30 * MS), "{calm:?}");
+    }
+}
+
+#[test]
+fn patient_clients_of_a_function_have_their_turns_beside_those_who_hang_up() {
+    let mut world = overload(2, |_| ());
+    let patience = world.patience.remove(&FunctionKey(1));
+    let patient: Vec<InvocationId> = (0..20).map(|_| world.arrive(1)).collect();
+    world.patience.extend(patience.map(|patience| (FunctionKey(1), patience)));
+    flood(&mut world, &[(1, 5 * MS / 2)], Duration::from_millis(1_300));
+    // Twice the patience of the others, and every second turn.
+    assert!(patient.iter().all(|id| !world.open.contains_key(id)));
+}
+
+#[test]
+fn one_hang_up_makes_nobody_wait_for_more_than_a_second_longer() {
+    let mut world = World::new(1, Options { concurrency: 12, ..options() });
+    install_impatient(&mut world, 1, "a");
+    let hangs_up = world.arrive(1);
+    world.patience.clear();
+    // 0.8 s of work, and as much every second as the cores can do.
+    for _ in 0..160 {
+        world.arrive(1);
+    }
+    world.tell(Event::Abandoned { id: hangs_up });
+    flood(&mut world, &[(1, 6 * MS)], Duration::from_secs(5));
+    let longest = world.waited[&FunctionKey(1)].iter().max().unwrap();
+    assert!(*longest <= Duration::from_millis(2_000), "{longest:?}");
+}
+
+#[test]
+fn a_run_whose_client_left_goes_on_for_two_mean_runs_and_never_100_ms_longer() {
+    let mut world = World::new(1, options());
+    install_impatient(&mut world, 1, "a");
+    let id = world.arrive(1);
+    world.run_for(COLD + MS);
+    world.tell(Event::Abandoned { id });
+    world.tell(Event::Abandoned { id });
+    world.run_for(Duration::from_secs(1));
+    assert_eq!((world.starts, world.killed.len(), world.failed.len()), (1, 0, 0), "it ended, and its instance is kept");
+    world.run.insert(FunctionKey(1), Duration::from_millis(900));
+    let id = world.arrive(1);
+    world.run_for(MS);
+    world.tell(Event::Abandoned { id });
+    world.run_for(20 * MS);
+    assert_eq!((world.killed.len(), world.failed.as_slice()), (1, [End::Cancelled].as_slice()), "runs take 10 ms");
+    world.run.insert(FunctionKey(1), Duration::from_millis(450));
+    for _ in 0..20 {
+        world.patience.clear();
+        world.arrive(1);
+        world.run_for(Duration::from_secs(1));
+    }
+    let id = world.arrive(1);
+    world.run_for(10 * MS);
+    world.tell(Event::Abandoned { id });
+    world.run_for(99 * MS);
+    assert_eq!(world.killed.len(), 1);
+    world.run_for(MS);
+    assert_eq!((world.killed.len(), world.failed.len()), (2, 2));
 }
 
 #[test]

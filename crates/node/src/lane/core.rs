@@ -377,6 +377,7 @@ impl<M: Machine> Core<M> {
         self.keep_threads(instance, threads);
         if self.instances.get_mut(&instance).is_some_and(|known| known.placed(on)) {
             self.note_start(instance);
+            self.sample_start(instance);
             self.event(Event::Ready { instance });
         }
     }

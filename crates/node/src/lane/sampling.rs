@@ -1,4 +1,4 @@
-//! Measures how much of best-effort runs wanted a core: reading the clocks costs system calls.
+//! Measures how much of best-effort runs and starts wanted a core: reading the clocks costs system calls.
 //!
 //! The first run of an instance is measured, and then all its runs together, once in sixteen or every [`LOOK_EVERY`] while one
 //! lasts longer: nothing that an instance does between two readings is left out, so nobody can hide work in runs that are not
@@ -89,6 +89,14 @@ impl Instance {
 }
 
 impl<M: Machine> Core<M> {
+    /// The start of an instance is over.
+    pub(super) fn sample_start(&mut self, instance: InstanceId) {
+        let running = self.instances.get(&instance).and_then(|known| known.running.clone());
+        if let Some(running) = running.filter(|_| self.lane == Lane::BestEffort) {
+            self.event(Event::Warmed { instance, wanted: running.wanted() });
+        }
+    }
+
     /// An invocation ends that took `run`, by the stamps of its instance where there are any.
     pub(super) fn sample_end(&mut self, now: Time, (id, instance): (InvocationId, InstanceId), run: Duration) {
         let Some(known) = self.instances.get_mut(&instance) else { return };
