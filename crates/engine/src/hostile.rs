@@ -98,7 +98,9 @@ impl Seen {
                     assert!(!self.started.contains(&instance));
                     self.started.push(instance);
                 }
-                Action::Kill { instance } | Action::Place { instance, .. } => assert!(self.started.contains(&instance)),
+                Action::Kill { instance } | Action::Place { instance, .. } | Action::Tell { instance, .. } => {
+                    assert!(self.started.contains(&instance));
+                }
                 Action::Deliver { id, instance, .. } => assert!(self.started.contains(&instance) && self.open.contains(&id)),
                 Action::Demote { id } | Action::Refuse { id, .. } | Action::Fail { id, .. } => assert!(self.open.remove(&id)),
                 Action::LeaseReady { .. } | Action::LeaseEnded { .. } | Action::LeaseRefused { .. } => {}

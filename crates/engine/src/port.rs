@@ -186,6 +186,11 @@ pub enum Action {
         instance: InstanceId,
         on: Placement,
     },
+    /// Say this of an instance in its function's log.
+    Tell {
+        instance: InstanceId,
+        what: Remark,
+    },
     /// Kill the instance with all its children; [`Event::Gone`] follows.
     Kill {
         instance: InstanceId,
@@ -236,6 +241,13 @@ pub enum Action {
         version: Version,
     },
     Record(Box<record::Invocation>),
+}
+
+/// What the log of a function is to say of one of its instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remark {
+    /// It is killed because it has answered an invocation and not asked for its next one within this time.
+    NeverAsked { within: Duration },
 }
 
 /// Where the threads of an instance run.

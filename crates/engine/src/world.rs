@@ -12,7 +12,7 @@ use model::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::port::{Action, Deployment, Event, Placement, Reservation, Shard};
+use crate::port::{Action, Deployment, Event, Placement, Remark, Reservation, Shard};
 use crate::reserved::{Engine, Options};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
@@ -153,6 +153,8 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     /// Every instance takes exactly as long as it may.
     pub(crate) slowest: bool,
+    /// Instances answer, and never ask for more.
+    pub(crate) silent: bool,
     /// Inputs and results are long, and the node has each in its hands for so long.
     pub(crate) ways: Option<Duration>,
     pub(crate) subjects: BTreeMap<FunctionKey, Subject>,
@@ -169,6 +171,7 @@ pub(crate) struct World {
     pub(crate) served: Vec<(FunctionKey, Version)>,
     pub(crate) unserved: Vec<(FunctionKey, Version)>,
     pub(crate) refused: Vec<crate::port::Refusal>,
+    pub(crate) told: Vec<(InstanceId, Remark)>,
     /// Functions that share the rate of a class.
     pub(crate) classed: BTreeSet<String>,
     actions: Vec<Action>,
@@ -190,6 +193,7 @@ impl World {
             rng: ChaCha8Rng::seed_from_u64(seed),
             faults: Faults::default(),
             slowest: true,
+            silent: false,
             ways: None,
             subjects: BTreeMap::new(),
             agenda: BTreeMap::new(),
@@ -204,6 +208,7 @@ impl World {
             served: Vec::new(),
             unserved: Vec::new(),
             refused: Vec::new(),
+            told: Vec::new(),
             classed: BTreeSet::new(),
             actions: Vec::new(),
         }
@@ -435,7 +440,7 @@ impl World {
         if let Event::Ended { id, .. } = event {
             self.answer(*id);
             let at = self.instances.iter().find(|(_, sim)| sim.state == SimState::Busy(*id)).map(|(id, _)| *id);
-            if let Some(instance) = at {
+            if let Some(instance) = at.filter(|_| !self.silent) {
                 let pause = self.up_to(RECYCLE);
                 self.plan(pause, Happening::Event(Event::Ready { instance }));
             }
@@ -462,6 +467,10 @@ impl World {
         match action {
             Action::Start { instance, function, version, on } => self.start(instance, function, version, on),
             Action::Place { instance, .. } => assert!(self.instances.contains_key(&instance), "placed {instance}, which is not"),
+            Action::Tell { instance, what } => {
+                assert!(self.instances.contains_key(&instance), "told of {instance}, which is not");
+                self.told.push((instance, what));
+            }
             Action::Kill { instance } => {
                 let sim = self.instances.get_mut(&instance).unwrap_or_else(|| panic!("killed {instance}, which is not"));
                 assert!(sim.state != SimState::Killed, "killed {instance} twice");

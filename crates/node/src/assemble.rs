@@ -17,6 +17,7 @@ use plan::admission::NodeCapacity;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use runtime::environment::Credentials;
+use runtime::forward::Sockets;
 use runtime::host::{Grant, Protection};
 use runtime::launcher::{self, Serves, Standing};
 use runtime::sandbox::{self, Language};
@@ -130,7 +131,7 @@ impl Node {
         let (logs_in, logs_out, logs_kept) = logs::start(logs::Limits::default()).map_err(|source| Error::Thread { source })?;
         let (mut threads, mut ends) = Threads::new();
         let (common, inner) = self.common()?;
-        start_helpers(&mut threads, inner.scribe, logs_in, inner.networks)?;
+        start_helpers(&mut threads, inner.scribe, logs_in, (inner.networks, self.instances.sockets))?;
         let ((guaranteed, guaranteed_orders), (best_effort, best_effort_orders)) =
             (Queues::new(self.front.connections), Queues::new(self.front.connections));
         let (to_door, for_door) = mpsc::channel(door::COMMANDS_MAX);
@@ -433,7 +434,7 @@ fn start_helpers(
     threads: &mut Threads,
     scribe_orders: mpsc::Receiver<scribe::Order>,
     logs: Appender,
-    networks: mpsc::Receiver<NetworkOrder>,
+    (networks, sockets): (mpsc::Receiver<NetworkOrder>, usize),
 ) -> Result<(), Error> {
     let failed = |source| Error::Thread { source };
     let scribing = threads.start_async("scribe", move || async move {
@@ -442,7 +443,7 @@ fn start_helpers(
     });
     scribing.map_err(failed)?;
     let forwarding = threads.start_async("network", move || async move {
-        starter::forward(networks).await;
+        starter::forward(networks, Sockets::new(sockets)).await;
         Ok(())
     });
     forwarding.map_err(failed)

@@ -2,8 +2,7 @@
 //!
 //! What holds a descriptor has a limit, and the sum of the limits is what is wanted. Where the system gives fewer, all of them get
 //! the same part of what the node itself leaves: clients that only connect never take what instances need, and admission
-//! gives away no instances that there are no descriptors for. Not in the sum are the outbound connections of instances (512
-//! at most each): where they use up what there is, accepts and starts fail for as long as that lasts.
+//! gives away no instances that there are no descriptors for.
 
 use crate::lane::{self, links};
 use crate::{capacity, door, manage};
@@ -24,11 +23,13 @@ const BEST_EFFORT_INSTANCES: u32 = 1_000;
 /// to its Runtime API.
 const OF_AN_INSTANCE: u64 = 8 + lane::INSTANCE_CONNECTIONS_MAX as u64;
 const OF_INSTANCES: u64 = (capacity::INSTANCES_MAX as u64 + BEST_EFFORT_INSTANCES as u64) * OF_AN_INSTANCE;
+/// What instances connect to, of all together.
+const OF_OUTBOUND: u64 = 2_048;
 /// The store, the evidence, the launchers, event loops, uploads.
 const OF_THE_NODE: u64 = 512;
 
 /// What the node's limits come to.
-pub(crate) const WANTED: u64 = OF_CONNECTIONS + OF_INSTANCES + OF_THE_NODE;
+pub(crate) const WANTED: u64 = OF_CONNECTIONS + OF_INSTANCES + OF_OUTBOUND + OF_THE_NODE;
 
 /// How many connections of clients there may be; each at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub(crate) struct Connections {
 pub(crate) struct Instances {
     pub(crate) guaranteed: u32,
     pub(crate) best_effort: u32,
+    /// What all of them may be connected to.
+    pub(crate) sockets: usize,
 }
 
 /// The part of a limit that so many descriptors leave.
@@ -79,7 +82,8 @@ impl Instances {
     /// With so many descriptors.
     pub(crate) fn with(descriptors: u64) -> Self {
         let part = |whole: u32| u32::try_from(part(u64::from(whole), descriptors)).expect("invariant: no more than the whole");
-        Self { guaranteed: part(capacity::INSTANCES_MAX), best_effort: part(BEST_EFFORT_INSTANCES) }
+        let sockets = usize::try_from(self::part(OF_OUTBOUND, descriptors)).expect("invariant: a small number");
+        Self { guaranteed: part(capacity::INSTANCES_MAX), best_effort: part(BEST_EFFORT_INSTANCES), sockets }
     }
 }
 
@@ -94,8 +98,8 @@ mod tests {
         let connections = Connections::with(descriptors);
         let Connections { lane, hand_overs, stage, lines, management, to_management } = connections;
         let clients = 2 * (lane + hand_overs as usize) + door::STAGES * stage + lines + management + to_management;
-        let Instances { guaranteed, best_effort } = Instances::with(descriptors);
-        clients as u64 + u64::from(guaranteed + best_effort) * OF_AN_INSTANCE + OF_THE_NODE
+        let Instances { guaranteed, best_effort, sockets } = Instances::with(descriptors);
+        clients as u64 + u64::from(guaranteed + best_effort) * OF_AN_INSTANCE + sockets as u64 + OF_THE_NODE
     }
 
     #[test]

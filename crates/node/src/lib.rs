@@ -38,7 +38,6 @@ mod lane;
 mod manage;
 mod probe;
 mod protections;
-mod room;
 mod runtime_cost;
 mod scribe;
 pub mod serve;

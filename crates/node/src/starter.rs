@@ -18,7 +18,7 @@ use model::{FunctionName, FunctionSpec, InstanceId, Outbound, Runtime};
 use plan::quota::Quota;
 use runtime::bootstrap;
 use runtime::environment::{self, Credentials, Initialization};
-use runtime::forward::{self, Policy};
+use runtime::forward::{self, Policy, Sockets};
 use runtime::host::Grant;
 use runtime::launcher::{self, Client, Exit, Launch};
 use runtime::sandbox::{self, BOOTSTRAP as CLIENTS, CODE, Interpreter, Network};
@@ -74,6 +74,7 @@ pub(crate) struct NetworkKit {
 /// A device whose packets are to be forwarded until `ends` resolves.
 pub(crate) struct NetworkOrder {
     tun: OwnedFd,
+    function: FunctionName,
     policy: Arc<Policy>,
     ends: oneshot::Receiver<()>,
 }
@@ -276,7 +277,7 @@ async fn start(
             let (ends_with, ends) = oneshot::channel();
             let policy = Arc::new(kit.policy(image.spec.outbound.clone()));
             // Without a forwarder its packets go nowhere, as on a machine whose network is down.
-            let _ = networks.send(NetworkOrder { tun, policy, ends }).await;
+            let _ = networks.send(NetworkOrder { tun, function: image.spec.name.clone(), policy, ends }).await;
             Some(ends_with)
         }
     };
@@ -407,17 +408,18 @@ impl Shares {
     }
 }
 
-/// Runs forwarders until the queue of orders closes.
-pub(crate) async fn forward(mut orders: mpsc::Receiver<NetworkOrder>) {
+/// Runs forwarders, with so many sockets at most, until the queue of orders closes.
+pub(crate) async fn forward(mut orders: mpsc::Receiver<NetworkOrder>, sockets: Sockets) {
     let mut running = JoinSet::new();
     loop {
         tokio::select! {
             order = orders.recv() => match order {
                 None => return,
-                Some(NetworkOrder { tun, policy, ends }) => {
+                Some(NetworkOrder { tun, function, policy, ends }) => {
+                    let share = sockets.share(function);
                     running.spawn(async move {
                         tokio::select! {
-                            _ = forward::run(tun, policy) => {}
+                            _ = forward::run(tun, policy, share) => {}
                             _ = ends => {}
                         }
                     });

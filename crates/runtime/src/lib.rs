@@ -9,5 +9,6 @@ pub mod host;
 pub mod http1;
 pub mod launcher;
 pub mod package;
+pub mod room;
 pub mod sandbox;
 pub mod sys;

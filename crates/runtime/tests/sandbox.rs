@@ -764,7 +764,8 @@ print('from the node', heard)
     let mut started = bench.client.start(&launch).await.unwrap();
     let policy = Policy::new(model::Outbound::All, sandbox::TUN_RESOLVER, None, node_at, forward::is_this_machine);
     let mut tasks = JoinSet::new();
-    tasks.spawn(forward::run(started.tun.take().unwrap(), std::sync::Arc::new(policy)));
+    let sockets = forward::Sockets::new(8).share("outbound".parse().unwrap());
+    tasks.spawn(forward::run(started.tun.take().unwrap(), std::sync::Arc::new(policy), sockets));
     let (mut connection, _) = peer.accept().await.unwrap();
     let mut heard = [0; 15];
     tokio::io::AsyncReadExt::read_exact(&mut connection, &mut heard).await.unwrap();
@@ -774,6 +775,50 @@ print('from the node', heard)
     succeeded(&finish(started).await, "heard you\nfrom the node b''");
     node.set_nonblocking(true).unwrap();
     assert_eq!(node.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[tokio::test]
+async fn a_function_that_connects_without_end_is_refused_at_the_limit_and_goes_on_below_it() {
+    use takt_runtime::forward::{self, Policy};
+    let Some(bench) = Bench::new("sockets") else { return };
+    let Some(peer) = reachable() else { return println!("skipped: this machine has no address besides loopback") };
+    let peer_at = peer.local_addr().unwrap();
+    let script = format!(
+        "
+import socket
+def connect():
+    try: return socket.create_connection(('{}', {}), 10)
+    except ConnectionError: return None
+kept = [connect() for _ in range(9)]
+print(sum(one is not None for one in kept))
+for one in kept:
+    if one is not None: one.close()
+while True:
+    one = connect()
+    if one is not None: break
+print('again')
+",
+        peer_at.ip(),
+        peer_at.port()
+    );
+    let mut launch = bench.python(&script);
+    launch.network = Network::Tun;
+    let mut started = bench.client.start(&launch).await.unwrap();
+    let elsewhere = "192.0.2.1:9".parse().unwrap();
+    let policy = Policy::new(model::Outbound::All, sandbox::TUN_RESOLVER, None, elsewhere, |_| false);
+    let mut tasks = JoinSet::new();
+    let sockets = forward::Sockets::new(8).share("sockets".parse().unwrap());
+    tasks.spawn(forward::run(started.tun.take().unwrap(), std::sync::Arc::new(policy), sockets));
+    let peer = tokio_listener(peer);
+    // What was closed on both sides is no longer held.
+    tasks.spawn(async move {
+        let mut ends = JoinSet::new();
+        loop {
+            let (mut connection, _) = peer.accept().await?;
+            ends.spawn(async move { tokio::io::AsyncReadExt::read(&mut connection, &mut [0; 1]).await });
+        }
+    });
+    succeeded(&finish(started).await, "4\nagain");
 }
 
 fn tokio_listener(listener: std::net::TcpListener) -> tokio::net::TcpListener {

@@ -8,7 +8,7 @@ use model::{Cause, End, InstanceId, InvocationId, Level, OnOverrun, Time};
 use super::fleet::State;
 use super::promise::{Facts, Missing, Promise, PromiseId};
 use super::{Engine, Invocation, Timer, Unproven};
-use crate::port::{Action, Placement, Refusal};
+use crate::port::{Action, Placement, Refusal, Remark};
 use crate::shadow;
 use crate::verdict::{Bounds, started};
 
@@ -49,7 +49,8 @@ impl Engine {
         facts.cpu = facts.cpu.max(cpu);
         let home = self.home(instance);
         if let Some(known) = self.instances.get_mut(&instance) {
-            known.state = State::Finishing;
+            known.state = State::Finishing { since: self.now };
+            self.timers.insert((self.now + self.options.finish_limit, Timer::Finishing(instance)));
             // Best effort -> real time: the invocation that was demoted is over.
             if let Some(home) = home
                 && known.placed == Placement::BestEffort
@@ -64,6 +65,15 @@ impl Engine {
             self.kill(instance, actions); // its version was replaced, or its function removed
         }
         self.conclude(id, &facts, end, actions);
+    }
+
+    /// An instance answered long ago, and its next invocation has not been asked for since: it is replaced.
+    pub(super) fn never_asked(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
+        let Some(State::Finishing { since }) = self.instances.get(&id).map(|known| known.state) else { return };
+        self.lose(id, Some(since));
+        self.died(id);
+        actions.push(Action::Tell { instance: id, what: Remark::NeverAsked { within: self.options.finish_limit } });
+        self.kill(id, actions);
     }
 
     /// The watch saw it exceed its own run time or CPU budget.

@@ -150,7 +150,9 @@ pub(super) enum State {
         invocation: InvocationId,
     },
     /// Its invocation ended; it has not asked for the next one yet.
-    Finishing,
+    Finishing {
+        since: Time,
+    },
     /// It was told to be killed.
     Dying,
 }

@@ -124,7 +124,7 @@ impl Engine {
     fn retire(&mut self, code: &Code, key: FunctionKey, actions: &mut Vec<Action>) {
         self.timers.remove(&(code.restarts.retry_at(), Timer::Restart(key, code.id)));
         let free = |instance: &Instance| match instance.state {
-            State::Starting { .. } | State::Idle | State::Finishing => instance.code == code.id,
+            State::Starting { .. } | State::Idle | State::Finishing { .. } => instance.code == code.id,
             State::Held { .. } | State::Busy { .. } | State::Dying => false,
         };
         let ids: Vec<InstanceId> = self.instances.iter().filter(|(_, instance)| free(instance)).map(|(id, _)| *id).collect();
@@ -326,10 +326,18 @@ impl Engine {
                 }
                 self.free(id, actions);
             }
-            State::Finishing => self.free(id, actions),
+            State::Finishing { since } => {
+                self.asked(id, since);
+                self.free(id, actions);
+            }
             // Asked again, or too late: nothing to answer.
             State::Idle | State::Held { .. } | State::Busy { .. } | State::Dying => {}
         }
+    }
+
+    /// An instance that answered at `since` is waited for no more.
+    fn asked(&mut self, id: InstanceId, since: Time) {
+        self.timers.remove(&(since + self.options.finish_limit, Timer::Finishing(id)));
     }
 
     /// An instance has nothing to do: whoever waits longest gets it, else it is idle; of a retired code, it is killed.
@@ -412,7 +420,8 @@ impl Engine {
                     self.conclude(invocation, &facts, End::Crashed, actions);
                 }
             }
-            State::Finishing => {
+            State::Finishing { since } => {
+                self.asked(id, since);
                 self.lose(id, None);
                 self.died(id);
                 self.leave_fleet(id);
@@ -480,7 +489,8 @@ impl Engine {
                     bay.drop_idle(id);
                 }
             }
-            State::Held { .. } | State::Busy { .. } | State::Finishing => {}
+            State::Finishing { since } => self.asked(id, since),
+            State::Held { .. } | State::Busy { .. } => {}
         }
         actions.push(Action::Kill { instance: id });
     }

@@ -38,6 +38,9 @@ pub struct Options {
     pub start_failures: u32,
     /// An instance that is not ready this long after its start had its turn is killed; its start has failed.
     pub start_limit: Duration,
+    /// An instance that has answered and does not ask for its next invocation within this time is killed. Between invocations it
+    /// has what its core leaves, at the lowest nice value: what it does then may take it long through no fault of its own.
+    pub finish_limit: Duration,
     /// How long the order to start one may wait for its turn: longer than as many starts as can be ordered take.
     pub turn_limit: Duration,
     /// The pause before the third start in a row of which two have failed; it doubles from there.
@@ -61,6 +64,7 @@ impl Default for Options {
         Self {
             start_failures: 3,
             start_limit: Duration::from_secs(30),
+            finish_limit: Duration::from_secs(30),
             turn_limit: Duration::from_secs(300),
             restart_first: Duration::from_millis(10),
             restart_last: Duration::from_secs(5),
@@ -206,6 +210,8 @@ enum Timer {
     Lease(LeaseId),
     /// An instance is not ready in time.
     Starting(InstanceId),
+    /// An instance has not asked for its next invocation in time.
+    Finishing(InstanceId),
     /// The pause after failed starts is over.
     Restart(FunctionKey, CodeId),
     /// Idle instances beyond the reserve have been idle for long.
@@ -323,6 +329,7 @@ impl Engine {
             Timer::GiveUp(id) => self.give_up(id, actions),
             Timer::Lease(lease) => self.lease_over(lease, actions),
             Timer::Starting(instance) => self.start_overdue(instance, actions),
+            Timer::Finishing(instance) => self.never_asked(instance, actions),
             Timer::Restart(function, _) => self.replenish(function, actions),
             Timer::Trim(function) => self.trim(function, actions),
             Timer::Write(number) => self.write_unproven(number, actions),

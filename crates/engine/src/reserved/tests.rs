@@ -4,7 +4,7 @@ use std::time::Duration;
 use model::{Burst, Cause, DurationText, End, FunctionKey, Level, OnOverrun, Overflow, Rate, RateClass, Time, Version};
 
 use super::{Engine, Options};
-use crate::port::{Action, Event, Refusal, Shard};
+use crate::port::{Action, Event, Refusal, Remark, Shard};
 use crate::tests::for_each_seed;
 use crate::world::{COLD, Faults, MS, Subject, World, story, subject};
 
@@ -244,6 +244,25 @@ fn a_lease_holds_an_instance_and_its_input_starts_at_once() {
     assert_eq!((records[1].held, records[1].slot, records[1].delivered), (Some(50 * MS), Some(1), None));
     assert_eq!(world.engine.counters()[0].held, 80 * MS);
     assert_eq!(world.engine.counters()[0].expired, 1, "no input came for one of them");
+}
+
+#[test]
+fn an_instance_that_answered_and_never_asks_for_more_is_killed_its_log_says_so_and_another_takes_its_place() {
+    let mut subject = subject(1, per_second(10), 1, 5 * MS);
+    subject.size(&[0]);
+    let mut world = serving(&[&subject]);
+    world.silent = true;
+    world.arrive_in(Duration::ZERO, 1, None);
+    world.run_for(Duration::from_secs(29));
+    assert_eq!(world.told, []);
+    world.silent = false;
+    world.run_for(Duration::from_secs(3));
+    let told: Vec<Remark> = world.told.iter().map(|(_, what)| *what).collect();
+    assert_eq!(told, [Remark::NeverAsked { within: Duration::from_secs(30) }]);
+    // Who asks in time is told nothing.
+    world.arrive_in(Duration::ZERO, 1, None);
+    world.run_for(Duration::from_secs(60));
+    assert_eq!((world.told.len(), world.starts.len(), causes(&world)), (1, 2, Vec::new()));
 }
 
 #[test]

@@ -24,7 +24,7 @@ use std::time::Duration;
 use dispatch::{Charge, Error, FairQueue, Limits};
 use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId, Tenant, Time, Version};
 
-use crate::port::{Action, Allowance, Deployment, Event, Refusal};
+use crate::port::{Action, Allowance, Deployment, Event, Refusal, Remark};
 use crate::restarts::Restarts;
 use gate::{Entry, Gate, Learned, Part, Place, Use, YOUNG};
 use patience::Patience;
@@ -345,7 +345,10 @@ impl Engine {
                 Timer::Stop(id) => self.stop(id, self.running.get(&id).map_or(End::Overran, |run| run.stopped_as), actions),
                 Timer::Expired(id) => self.expired(id, actions),
                 Timer::Starting(instance) => self.start_overdue(instance, actions),
-                Timer::Finishing(instance) => self.kill(instance, actions),
+                Timer::Finishing(instance) => {
+                    actions.push(Action::Tell { instance, what: Remark::NeverAsked { within: self.options.finish_limit } });
+                    self.kill(instance, actions);
+                }
                 Timer::Restart(function) => self.refresh(function),
                 Timer::Old(instance) => self.grow_old(instance),
                 Timer::Held => self.gate_armed = None,

@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Engine, Options};
-use crate::port::{Action, Deployment, Event, Refusal};
+use crate::port::{Action, Deployment, Event, Refusal, Remark};
 use crate::tests::for_each_seed;
 
 const MS: Duration = Duration::from_millis(1);
@@ -40,6 +40,7 @@ struct World {
     deployments: BTreeMap<FunctionKey, Deployment>,
     instances: BTreeMap<InstanceId, (u64, Option<InvocationId>)>,
     killed: BTreeSet<InstanceId>,
+    told: Vec<(InstanceId, Remark)>,
     ready: BTreeSet<InstanceId>,
     open: BTreeMap<InvocationId, FunctionKey>,
     run: BTreeMap<FunctionKey, Duration>,
@@ -83,6 +84,7 @@ impl World {
             deployments: BTreeMap::new(),
             instances: BTreeMap::new(),
             killed: BTreeSet::new(),
+            told: Vec::new(),
             ready: BTreeSet::new(),
             open: BTreeMap::new(),
             run: BTreeMap::new(),
@@ -225,6 +227,10 @@ impl World {
                 }
                 self.plan(cold, if fails { Event::Gone { instance } } else { Event::Ready { instance } });
             }
+            Action::Tell { instance, what } => {
+                assert!(self.instances.contains_key(&instance), "told of {instance}, which is not");
+                self.told.push((instance, what));
+            }
             Action::Kill { instance } => {
                 assert!(self.instances.contains_key(&instance) && self.killed.insert(instance), "killed {instance} for nothing");
                 self.ready.remove(&instance);
@@ -350,6 +356,8 @@ fn an_instance_that_answers_and_asks_for_no_more_keeps_its_memory_for_5_s_and_no
     assert_eq!(world.delivered, [FunctionKey(1), FunctionKey(3)]);
     world.run_for(Duration::from_millis(4_600));
     assert_eq!(world.delivered.last(), Some(&FunctionKey(2)));
+    let told: Vec<Remark> = world.told.iter().map(|(_, what)| *what).collect();
+    assert_eq!(told, [Remark::NeverAsked { within: Duration::from_secs(5) }]);
     world.run_for(Duration::from_secs(400));
     assert_eq!(world.engine.load(), super::Load::default());
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{FunctionName, Overflow};
+use runtime::room::{Full, Room};
 use runtime::sys::{clock, sched};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -43,7 +44,6 @@ use crate::lane::counts::{Counts, What};
 use crate::lane::message::{Moved, Traffic};
 use crate::lane::{self, HAND_OVERS_AT_ONCE};
 use crate::lanes::{Route, Standing};
-use crate::room::{Full, Room};
 use crate::{management, starts};
 
 /// Its name in threads and metrics.
@@ -177,7 +177,7 @@ struct InLine<'a>(&'a RefCell<Room<Payer>>, Payer);
 
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
-        self.0.borrow_mut().exit(self.1);
+        self.0.borrow_mut().exit(&self.1);
     }
 }
 
@@ -342,7 +342,7 @@ impl Door {
         };
         if let Some(before) = before.filter(|before| Some(before.key) != after) {
             hand_overs.leave(Payer::Function(before.key));
-            room.leave(Payer::Function(before.key));
+            room.leave(&Payer::Function(before.key));
             self.lines.borrow_mut().remove(&Payer::Function(before.key));
         }
         if let Some(after) = after {

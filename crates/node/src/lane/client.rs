@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use model::{Class, FunctionKey, InvocationId, LeaseId, Time, UrlAccess};
 use runtime::http1::{After, Connection, Error as WireError, Limits};
+use runtime::room::Full;
 use runtime::sys::clock;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::OwnedPermit;
@@ -36,7 +37,6 @@ use crate::invocation::{Ending, Outcome, Request};
 use crate::lambda::invoke::{self, Answer, Invoke, Kind, LogType, Report};
 use crate::lambda::path;
 use crate::lanes::{self, Route, Standing};
-use crate::room::Full;
 use crate::scribe;
 use crate::url;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine::gaps::Gaps;
 use engine::mirror::Mirrors;
-use engine::port::{Action, Deployment, Event, Placement, Refusal, Reservation};
+use engine::port::{Action, Deployment, Event, Placement, Refusal, Remark, Reservation};
 use http::HeaderValue;
 use journal::record::{Counters, Record};
 use model::{Class, End, FunctionKey, FunctionName, InstanceId, InvocationId, LeaseId, Time, Version};
@@ -100,6 +100,15 @@ fn turn_away(waiting: Waiting, refusal: Refusal) {
     };
     // A client that went away in this instant needs no answer.
     let _ = waiting.answer.send(outcome);
+}
+
+fn remark(what: Remark) -> String {
+    match what {
+        Remark::NeverAsked { within } => format!(
+            "killed: it answered an invocation and did not ask for the next one within {within:?}. A runtime asks as soon as it has \
+             answered; what a function does between invocations it does beside that"
+        ),
+    }
 }
 
 /// Answers a request for a guaranteed function that no machine gets to see.
@@ -247,6 +256,7 @@ impl<M: Machine> Core<M> {
         match action {
             Action::Start { instance, function, version, on } => self.start(instance, function, version, on),
             Action::Place { instance, on } => self.place(instance, on),
+            Action::Tell { instance, what } => self.tell(instance, remark(what)),
             Action::Kill { instance } => self.kill(instance),
             Action::Deliver { id, instance, allowance, conforming } => self.deliver(now, id, instance, (allowance, conforming)),
             Action::Demote { id } => self.demote(id),

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use engine::mirror::Seen;
 use engine::port::Refusal;
 use model::{FunctionKey, Overflow, Time};
+use runtime::room::{Full, Room};
 use runtime::sys::clock;
 use tokio::sync::Mutex;
 
@@ -18,7 +19,6 @@ use super::core::Core;
 use super::machine::Machine;
 use crate::budget::Payer;
 use crate::invocation::Request;
-use crate::room::{Full, Room};
 
 /// Requests that may wait here, of all functions.
 pub(crate) const LINES_MAX: u32 = 1_024;
@@ -68,7 +68,7 @@ impl Lines {
     }
 
     pub(super) fn leave(&mut self, payer: Payer) {
-        self.room.leave(payer);
+        self.room.leave(&payer);
         self.turns.remove(&payer);
     }
 
@@ -124,7 +124,7 @@ impl<M: Machine> Core<M> {
     }
 
     fn leave_line(&mut self, payer: Payer) {
-        self.lines.room.exit(payer);
+        self.lines.room.exit(&payer);
         self.lines.waiting -= 1;
         self.finish_drain();
     }
@@ -146,7 +146,7 @@ impl<M: Machine> Lane<M> {
         let Some((limit, within)) = self.core.borrow().mirrors.queue(function) else { return Way::AsBestEffort };
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         if self.core.borrow_mut().enter_line(payer, most).is_err() {
-            let own = self.core.borrow().lines.room.taken_by(payer);
+            let own = self.core.borrow().lines.room.taken_by(&payer);
             let refusal = if own < most { Refusal::Busy { limit: LINES_MAX } } else { Refusal::QueueFull { limit, next } };
             return Way::Refused(refusal);
         }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::port::{Action, Deployment, Event, Placement, Refusal, Reservation};
+use engine::port::{Action, Deployment, Event, Placement, Refusal, Remark, Reservation};
 use journal::record::Counters;
 use model::{FunctionKey, FunctionName, InstanceId, Version};
 use rand::SeedableRng;
@@ -491,6 +491,24 @@ fn an_instance_that_asks_without_end_is_killed_and_its_log_says_so() {
         let Ok(scribe::Order::Note { text, .. }) = outside.scribe.try_recv() else { panic!("its log says nothing") };
         assert!(text.contains("may not ask for more"), "{text}");
         assert!(outside.scribe.try_recv().is_err(), "it is told once");
+    });
+}
+
+#[test]
+fn why_the_machine_has_an_instance_killed_stands_in_its_functions_log() {
+    on_lane(async || {
+        let within = Duration::from_secs(5);
+        let (lane, mut outside) = lane_with(lanes::Lane::BestEffort, 64, move |now, event, actions| {
+            if matches!(event, Event::Drain) {
+                actions.push(Action::Tell { instance: InstanceId(1), what: Remark::NeverAsked { within } });
+            } else {
+                start_one(now, event, actions);
+            }
+        });
+        install(&lane, "idler", 1);
+        lane.with(|core| core.event(Event::Drain));
+        let Ok(scribe::Order::Note { text, .. }) = outside.scribe.try_recv() else { panic!("its log says nothing") };
+        assert!(text.starts_with("killed: ") && text.contains("did not ask for the next one within 5s"), "{text}");
     });
 }
 

@@ -9,6 +9,7 @@ mod device;
 pub mod dns;
 mod packet;
 mod policy;
+mod sockets;
 mod stack;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ use tokio::time::timeout;
 use device::Device;
 use packet::{DATAGRAM_MAX, Packet, Pair};
 pub use policy::{Policy, Verdict, is_this_machine, upstream_of};
+use sockets::Socket;
+pub use sockets::{Share, Sockets};
 use stack::{Ends, Piece, Stack};
 
 /// Connections that one instance may have open at once, and as many datagram flows.
@@ -57,19 +60,30 @@ enum Opened {
 #[derive(Clone)]
 struct Shared {
     policy: Arc<Policy>,
+    sockets: Arc<Share>,
     opened: mpsc::Sender<Opened>,
     answers: mpsc::Sender<(Pair, Vec<u8>)>,
     /// Something moved that the stack waits for.
     moved: Arc<Notify>,
 }
 
+impl Shared {
+    /// Answers a question for a name: with a refusal, where no socket is left to ask it through.
+    async fn resolve(&self, query: &[u8]) -> Option<Vec<u8>> {
+        match self.sockets.open() {
+            Some(_socket) => self.policy.resolve(query).await,
+            None => dns::refusal(query),
+        }
+    }
+}
+
 /// Forwards for one instance until its TUN device is gone. Ends with the instance: dropping the future closes every
-/// connection it had. Holds at most [`FLOWS_MAX`] connections of about 100 KB each.
-pub async fn run(tun: OwnedFd, policy: Arc<Policy>) -> io::Result<()> {
+/// connection it had. Holds at most [`FLOWS_MAX`] connections of about 100 KB each, and no more sockets than its function's share.
+pub async fn run(tun: OwnedFd, policy: Arc<Policy>, sockets: Share) -> io::Result<()> {
     let mut stack = Stack::new(Device::new(tun)?);
     let (opened, mut openings) = mpsc::channel(FLOWS_MAX);
     let (answers, mut datagrams) = mpsc::channel(FLOWS_MAX);
-    let shared = Shared { policy, opened, answers, moved: Arc::new(Notify::new()) };
+    let shared = Shared { policy, sockets: Arc::new(sockets), opened, answers, moved: Arc::new(Notify::new()) };
     let mut senders: BTreeMap<Pair, mpsc::Sender<Vec<u8>>> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     let mut delay = None;
@@ -140,12 +154,11 @@ async fn tcp(pair: Pair, shared: Shared) -> io::Result<()> {
     let to_resolver = pair.to.port() == DNS_PORT && SocketAddr::from(pair.to).ip() == shared.policy.resolver();
     if to_resolver {
         let (ours, theirs) = tokio::io::duplex(PIECE_BYTES);
-        let policy = Arc::clone(&shared.policy);
-        let (carried, _) = tokio::join!(carry(pair, theirs, shared), dns_over_tcp(ours, &policy));
+        let (carried, _) = tokio::join!(carry(pair, theirs, &shared), dns_over_tcp(ours, &shared));
         return carried;
     }
-    match open(pair.to.into(), &shared.policy).await {
-        Ok(outside) => carry(pair, outside, shared).await,
+    match open(pair.to.into(), &shared).await {
+        Ok((outside, _socket)) => carry(pair, outside, &shared).await,
         Err(error) => {
             // An instance that is gone needs no answer.
             let _ = shared.opened.send(Opened::Refused(pair)).await;
@@ -154,23 +167,25 @@ async fn tcp(pair: Pair, shared: Shared) -> io::Result<()> {
     }
 }
 
-async fn open(target: SocketAddr, policy: &Policy) -> io::Result<TcpStream> {
-    match policy.tcp(target).await {
+async fn open(target: SocketAddr, shared: &Shared) -> io::Result<(TcpStream, Socket<'_>)> {
+    // Whether a name stands for the target is asked through a socket, too.
+    let socket = shared.sockets.open().ok_or(io::ErrorKind::QuotaExceeded)?;
+    match shared.policy.tcp(target).await {
         Verdict::Refused => return Err(io::ErrorKind::PermissionDenied.into()),
         Verdict::Allowed => {}
     }
     let outside = timeout(CONNECT_WITHIN, TcpStream::connect(target)).await??;
     outside.set_nodelay(true)?;
-    Ok(outside)
+    Ok((outside, socket))
 }
 
-async fn carry(pair: Pair, outside: impl AsyncRead + AsyncWrite, shared: Shared) -> io::Result<()> {
+async fn carry(pair: Pair, outside: impl AsyncRead + AsyncWrite, shared: &Shared) -> io::Result<()> {
     let (to_outside, mut from_inside) = mpsc::channel::<Bytes>(PIECES_MAX);
     let (to_inside, from_outside) = mpsc::channel(PIECES_MAX);
     let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
     let ends = Ends { to_outside, from_outside };
     shared.opened.send(Opened::Reached(pair, ends)).await.map_err(|_| broken())?;
-    let moved = shared.moved;
+    let moved = &shared.moved;
     let (mut reader, mut writer) = tokio::io::split(outside);
     let out = async {
         while let Some(piece) = from_inside.recv().await {
@@ -200,12 +215,12 @@ async fn carry(pair: Pair, outside: impl AsyncRead + AsyncWrite, shared: Shared)
     carried
 }
 
-async fn dns_over_tcp(mut inside: impl AsyncRead + AsyncWrite + Unpin, policy: &Policy) -> io::Result<()> {
+async fn dns_over_tcp(mut inside: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> io::Result<()> {
     loop {
         let length = usize::from(timeout(FLOW_IDLE, inside.read_u16()).await??);
         let mut query = vec![0; length];
         timeout(FLOW_IDLE, inside.read_exact(&mut query)).await??;
-        let Some(answer) = policy.resolve(&query).await else { return Ok(()) };
+        let Some(answer) = shared.resolve(&query).await else { return Ok(()) };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
         inside.write_u16(length).await?;
         inside.write_all(&answer).await?;
@@ -218,7 +233,7 @@ async fn udp(pair: Pair, mut flow: mpsc::Receiver<Vec<u8>>, shared: Shared) -> i
     let target = SocketAddr::from(pair.to);
     if pair.to.port() == DNS_PORT && target.ip() == shared.policy.resolver() {
         while let Ok(Some(query)) = timeout(FLOW_IDLE, flow.recv()).await {
-            if let Some(answer) = shared.policy.resolve(&query).await {
+            if let Some(answer) = shared.resolve(&query).await {
                 shared.answers.send((pair, answer)).await.map_err(gone)?;
             }
         }
@@ -228,6 +243,8 @@ async fn udp(pair: Pair, mut flow: mpsc::Receiver<Vec<u8>>, shared: Shared) -> i
         Verdict::Refused => return Ok(()),
         Verdict::Allowed => {}
     }
+    // Where there is none the flow is lost, as any network may lose it.
+    let Some(_socket) = shared.sockets.open() else { return Ok(()) };
     let outside = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0))).await?;
     outside.connect(target).await?;
     let mut back = vec![0; DATAGRAM_MAX + 1];

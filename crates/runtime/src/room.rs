@@ -4,38 +4,40 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// There is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Full;
+pub struct Full;
 
 /// Counts who has a place.
 ///
 /// Half of the places are for whoever comes. The other half is for those that have no more than their part of it: so whoever
 /// comes in numbers finds the first half at most, and the parts together are no more than the second.
 #[derive(Clone, Debug)]
-pub(crate) struct Room<K> {
+pub struct Room<K> {
     places: usize,
     sharing: BTreeSet<K>,
     taken: BTreeMap<K, usize>,
     sum: usize,
 }
 
-impl<K: Ord + Copy> Room<K> {
-    pub(crate) fn new(places: usize) -> Self {
+impl<K: Ord + Clone> Room<K> {
+    /// Of so many places; none is fine.
+    #[must_use]
+    pub fn new(places: usize) -> Self {
         Self { places, sharing: BTreeSet::new(), taken: BTreeMap::new(), sum: 0 }
     }
 
     /// Whoever shares already stays as it is.
-    pub(crate) fn join(&mut self, key: K) {
+    pub fn join(&mut self, key: K) {
         self.sharing.insert(key);
     }
 
     /// Places that it has stay taken until they are given back.
-    pub(crate) fn leave(&mut self, key: K) {
-        self.sharing.remove(&key);
+    pub fn leave(&mut self, key: &K) {
+        self.sharing.remove(key);
     }
 
     /// Takes one more place, if that makes no more than `most` of its own. Whoever never joined has no part.
-    pub(crate) fn enter(&mut self, key: K, most: usize) -> Result<(), Full> {
-        let own = self.taken_by(key);
+    pub fn enter(&mut self, key: K, most: usize) -> Result<(), Full> {
+        let own = self.taken_by(&key);
         let half = self.places / 2;
         let part = if self.sharing.contains(&key) { (half / self.sharing.len()).max(1) } else { 0 };
         if own < most && self.sum < self.places && (self.sum < half || own < part) {
@@ -47,20 +49,27 @@ impl<K: Ord + Copy> Room<K> {
     }
 
     /// Gives a place back that was taken.
-    pub(crate) fn exit(&mut self, key: K) {
-        let own = self.taken.get_mut(&key).expect("invariant: who gives a place back has one");
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn exit(&mut self, key: &K) {
+        let own = self.taken.get_mut(key).expect("invariant: who gives a place back has one");
         *own -= 1;
         self.sum -= 1;
         if *own == 0 {
-            self.taken.remove(&key);
+            self.taken.remove(key);
         }
     }
 
-    pub(crate) fn taken_by(&self, key: K) -> usize {
-        self.taken.get(&key).copied().unwrap_or(0)
+    /// Places of one that shares.
+    #[must_use]
+    pub fn taken_by(&self, key: &K) -> usize {
+        self.taken.get(key).copied().unwrap_or(0)
     }
 
-    pub(crate) fn sharing(&self) -> usize {
+    /// How many share.
+    #[must_use]
+    pub fn sharing(&self) -> usize {
         self.sharing.len()
     }
 }
@@ -88,7 +97,7 @@ mod tests {
         assert_eq!(entered(&mut room, 1, 100, usize::MAX), 10);
         assert_eq!(entered(&mut room, 2, 100, 7), 7);
         assert_eq!(entered(&mut room, 99, 100, usize::MAX), 0, "a stranger has no part");
-        room.exit(0);
+        room.exit(&0);
         assert_eq!(entered(&mut room, 0, 100, usize::MAX), 0, "the rest is for those within their parts");
         assert_eq!(entered(&mut room, 3, 100, usize::MAX), 10);
     }
@@ -110,15 +119,15 @@ mod tests {
         fn nobody_within_its_part_is_kept_out_while_the_parts_fit(steps in prop::collection::vec((0..6_u32, any::<bool>()), 0..400)) {
             let mut room = shared_by(5, 40);
             for (key, comes) in steps {
-                let own = room.taken_by(key);
+                let own = room.taken_by(&key);
                 if comes {
                     let entered = room.enter(key, usize::MAX).is_ok();
                     prop_assert!(entered || key == 5 || 4 <= own, "{key} has {own}");
                 } else if 0 < own {
-                    room.exit(key);
+                    room.exit(&key);
                 }
                 prop_assert!(room.sum <= 40);
-                prop_assert_eq!(room.sum, (0..6).map(|key| room.taken_by(key)).sum::<usize>());
+                prop_assert_eq!(room.sum, (0..6).map(|key| room.taken_by(&key)).sum::<usize>());
             }
         }
     }
