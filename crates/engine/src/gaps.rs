@@ -49,6 +49,13 @@ impl Gaps {
         within.fold((Duration::ZERO, None), |(taken, last), gap| (taken + gap.1.since(gap.0), last.max(Some(gap.1))))
     }
 
+    /// When the first of the remembered gaps of the core or of the front's ended. Whoever looks at a time that begins before sees all
+    /// there are.
+    pub(crate) fn first_end(&self, core: u16) -> Option<Time> {
+        let gaps = [core, FRONT_CORE].into_iter().filter_map(|core| self.cores.get(&core)).flatten();
+        gaps.map(|gap| gap.1).min()
+    }
+
     /// How much a new gap of a core takes from the functions of `home` that was not taken from them yet. They need their own
     /// core and the front's: time in which both were gone counts once.
     #[must_use]

@@ -31,12 +31,53 @@ struct Run {
     due: Time,
     ended: Time,
     urgency: Duration,
+    /// How many of its core were written before it.
+    number: u64,
 }
 
-/// The last invocations of every core whose records are written.
+/// The last invocations of a core whose records are written.
+#[derive(Clone, Debug, Default)]
+struct Row {
+    /// In the order in which they ended. Records are written in nearly that order, so that one more belongs near the back, and
+    /// the oldest lies near the front.
+    by_end: VecDeque<Run>,
+    /// How many were written, and how many of them are forgotten.
+    written: u64,
+    forgotten: u64,
+}
+
+impl Row {
+    fn add(&mut self, due: Time, ended: Time, urgency: Duration) {
+        if self.by_end.len() == RUNS_PER_CORE {
+            let oldest = self.by_end.iter().position(|run| run.number == self.forgotten);
+            self.by_end.remove(oldest.expect("invariant: what was written and is not forgotten is here"));
+            self.forgotten += 1;
+        }
+        let place = self.by_end.partition_point(|run| run.ended <= ended);
+        self.by_end.insert(place, Run { due, ended, urgency, number: self.written });
+        self.written += 1;
+    }
+
+    /// Since when, up to `due`, there always was an invocation that was at least as urgent; some such instant before `enough` where
+    /// the row reaches there. Looks at each remembered invocation once at most.
+    fn busy_since(&self, due: Time, urgency: Duration, enough: Time) -> Time {
+        let mut since = due;
+        for run in self.by_end.iter().rev() {
+            if run.ended < since || since < enough {
+                break; // so did all that follow, or nothing before that matters
+            }
+            if run.urgency <= urgency {
+                since = since.min(run.due);
+            }
+        }
+        since
+    }
+}
+
+/// The last invocations of every core.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Runs {
-    cores: BTreeMap<u16, VecDeque<Run>>,
+    cores: BTreeMap<u16, Row>,
 }
 
 impl Runs {
@@ -47,26 +88,11 @@ impl Runs {
     /// A record is written. Of more than are remembered, the oldest is forgotten.
     pub(crate) fn note(&mut self, record: &Invocation, urgency: Duration) {
         let Some(due) = Bounds::due(record).filter(|_| record.delivered.is_some()) else { return };
-        let runs = self.cores.entry(record.core).or_default();
-        if runs.len() == RUNS_PER_CORE {
-            runs.pop_front();
-        }
-        runs.push_back(Run { due, ended: record.ended, urgency });
+        self.cores.entry(record.core).or_default().add(due, record.ended, urgency);
     }
 
-    /// Since when, up to `due`, there always was an invocation on the core that was at least as urgent.
-    fn busy_since(&self, core: u16, due: Time, urgency: Duration) -> Time {
-        let runs = self.cores.get(&core).into_iter().flatten();
-        let mut before: Vec<&Run> = runs.filter(|run| run.urgency <= urgency && run.due < due).collect();
-        before.sort_by_key(|run| std::cmp::Reverse(run.ended));
-        let mut since = due;
-        for run in before {
-            if run.ended < since {
-                break; // and so did all that follow
-            }
-            since = since.min(run.due);
-        }
-        since
+    fn busy_since(&self, core: u16, due: Time, urgency: Duration, enough: Time) -> Time {
+        self.cores.get(&core).map_or(due, |row| row.busy_since(due, urgency, enough))
     }
 }
 
@@ -78,7 +104,8 @@ impl Runs {
 /// within R + T. So nothing is delayed that is due later than R + T + G/(1 - U) after the last gap.
 pub(crate) fn reaches(gaps: &Gaps, runs: &Runs, record: &Invocation, (bounds, urgency): (Bounds, Duration)) -> bool {
     let Some(due) = Bounds::due(record) else { return false };
-    let since = runs.busy_since(record.core, due, urgency);
+    let Some(enough) = gaps.first_end(record.core) else { return false };
+    let since = runs.busy_since(record.core, due, urgency, enough);
     let (taken, last) = gaps.between(record.core, since, due);
     let Some(last) = last else { return false };
     let left = 1_000 - u32::from(NodeCapacity::CORE_LIMIT_THOUSANDTHS);
@@ -90,6 +117,8 @@ pub(crate) fn reaches(gaps: &Gaps, runs: &Runs, record: &Invocation, (bounds, ur
 mod tests {
     use journal::record::StartSeenBy;
     use model::{Class, End, InvocationId};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -173,5 +202,54 @@ mod tests {
         runs.note(&record(2, 105, 131), ms(50));
         assert!(!reaches(&gaps, &runs, &record(1, 130, 160), (BOUNDS, ms(50))));
         assert!(!reaches(&gaps, &runs, &record(2, 130, 160), (BOUNDS, ms(50))));
+    }
+
+    /// Since when, up to `due`, there always was one among the last written that was at least as urgent: looked up without any order.
+    fn busy_since_by_definition(written: &[(u64, u64, u64)], due: u64, urgency: u64) -> u64 {
+        let mut since = due;
+        let last = &written[written.len().saturating_sub(RUNS_PER_CORE)..];
+        let before = |since: u64| last.iter().filter(move |run| run.2 <= urgency && run.0 < since && since <= run.1);
+        while let Some(earliest) = before(since).map(|run| run.0).min() {
+            since = earliest;
+        }
+        since
+    }
+
+    fn reached_by_definition(gaps: &Gaps, written: &[(u64, u64, u64)], due: u64, urgency: u64) -> bool {
+        let since = busy_since_by_definition(written, due, urgency);
+        let (taken, last) = gaps.between(1, at(since), at(due));
+        last.is_some_and(|last| at(due) <= last + BOUNDS.response + BOUNDS.tolerance + taken.saturating_mul(1_000) / 150)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_gap_reaches_what_it_reaches_by_definition(
+            // When each ends after the one before, and how long before its end it was due; urgency. Some are written out of order.
+            runs in vec((-3_i64..12, 0_u64..40, 0_u64..4), 1..60),
+            gaps_at in vec((0_u64..2_000, 1_u64..20), 0..6),
+            fill in prop_oneof![Just(0), Just(RUNS_PER_CORE - 30), Just(RUNS_PER_CORE + 30)],
+            asked in vec((0_u64..500, 0_u64..4), 1..8),
+        ) {
+            let (mut gaps, mut noted, mut written) = (Gaps::new(), Runs::new(), Vec::new());
+            let mut now = 100_000_u64;
+            for (after, before, urgency) in runs.iter().cycle().take(fill + runs.len()) {
+                now = now.saturating_add_signed(*after);
+                written.push((now - before, now, *urgency));
+                noted.note(&record(1, now - before, now), ms(*urgency));
+            }
+            for (before, length) in gaps_at {
+                let from = now.saturating_sub(before);
+                gaps.note(1, at(from), at(from + length));
+            }
+            for (before, urgency) in asked {
+                let due = now.saturating_sub(before);
+                let reached = reaches(&gaps, &noted, &record(1, due, due + 30), (BOUNDS, ms(urgency)));
+                prop_assert_eq!(reached, reached_by_definition(&gaps, &written, due, urgency));
+                let since = noted.busy_since(1, at(due), ms(urgency), Time::ZERO);
+                prop_assert_eq!(since, at(busy_since_by_definition(&written, due, urgency)));
+            }
+        }
     }
 }
