@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::clock;
 
 /// Above everything that is best effort, below every guaranteed instance.
-const REALTIME_PRIORITY: u8 = 5;
+pub(crate) const REALTIME_PRIORITY: u8 = 5;
 /// The hidden command that makes this program a generator.
 pub(crate) const ROLE: &str = "generate";
 /// How long an open loop waits for one answer: whoever is this late has failed.
