@@ -66,7 +66,7 @@ impl Seen {
                 deployment.reservation.as_mut().unwrap().generation = 1 + b % 3;
                 Event::Install(Box::new(deployment))
             }
-            2 => Event::Revise { function, reservation: Box::new(subject.deployment.reservation.clone().unwrap()) },
+            2 => Event::Revise(vec![(function, subject.deployment.reservation.clone().unwrap())]),
             3 if b % 4 == 0 => Event::Remove { function },
             4 => Event::Supplied { id: self.next(), lease: LeaseId(b % 5), deadline: None },
             5 => Event::PreInvoke { lease: LeaseId(b % 5), function, lead: MS * 9 },

@@ -73,13 +73,9 @@ pub struct Shard {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Install(Box<Deployment>),
-    /// New priorities, bounds or T for a function whose code stays as it is.
-    Revise {
-        function: FunctionKey,
-        reservation: Box<Reservation>,
-    },
-    /// The same for several functions at one instant: the members of a rate class whose shared rate changes.
-    ReviseAll(Vec<(FunctionKey, Reservation)>),
+    /// New priorities, bounds or T for functions whose code stays as it is, at one instant and in this order. Members of a rate
+    /// class whose shared rate changes come together.
+    Revise(Vec<(FunctionKey, Reservation)>),
     Remove {
         function: FunctionKey,
     },

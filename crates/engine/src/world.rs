@@ -228,7 +228,7 @@ impl World {
         self.subjects.insert(subject.deployment.function, subject.clone());
         self.give(subject, &reservation);
         self.run_for(later);
-        self.tell(Event::Revise { function: subject.deployment.function, reservation: Box::new(reservation) });
+        self.tell(Event::Revise(vec![(subject.deployment.function, reservation)]));
     }
 
     /// The members of a class go over to other terms at one instant.
@@ -240,7 +240,7 @@ impl World {
             self.give(subject, &reservation);
             all.push((subject.deployment.function, reservation));
         }
-        self.tell(Event::ReviseAll(all));
+        self.tell(Event::Revise(all));
     }
 
     /// The node dies with everything in it. Its deployments are installed again, on a clock that goes on.
@@ -376,11 +376,7 @@ impl World {
                     Event::Begun { instance } | Event::Gone { instance } | Event::Warmed { instance, .. } => {
                         !self.instances.contains_key(instance)
                     }
-                    Event::Install(_)
-                    | Event::Revise { .. }
-                    | Event::ReviseAll(_)
-                    | Event::Remove { .. }
-                    | Event::Arrived { .. } => false,
+                    Event::Install(_) | Event::Revise(_) | Event::Remove { .. } | Event::Arrived { .. } => false,
                     Event::Supplied { .. } | Event::PreInvoke { .. } | Event::Abandoned { .. } => false,
                     Event::ProbeGap { .. } | Event::Drain => false,
                 };

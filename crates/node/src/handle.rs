@@ -146,20 +146,11 @@ impl Lanes for Handle {
         }
     }
 
-    fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>> {
-        let (guaranteed, best_effort) = (self.guaranteed.clone(), self.best_effort.clone());
-        Box::pin(async move {
-            let told = Box::new(reservation.clone());
-            ask(guaranteed, |done| Command::Revise { function, reservation: told, done }).await?;
-            best_effort.send(mirror(function, reservation)).await.map_err(|_| Closed)
-        })
-    }
-
-    fn revise_all(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>> {
+    fn revise(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>> {
         let (guaranteed, best_effort) = (self.guaranteed.clone(), self.best_effort.clone());
         Box::pin(async move {
             let told = all.clone();
-            ask(guaranteed, |done| Command::ReviseAll { all: told, done }).await?;
+            ask(guaranteed, |done| Command::Revise { all: told, done }).await?;
             for (function, reservation) in all {
                 best_effort.send(mirror(function, reservation)).await.map_err(|_| Closed)?;
             }

@@ -78,11 +78,9 @@ pub trait Lanes: Send + Sync + 'static {
         beside: Vec<(FunctionKey, Reservation)>,
     ) -> Pending<Result<Installed, Closed>>;
 
-    /// Changes priorities, bounds or T of a function in the guaranteed lane whose code stays as it is.
-    fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>>;
-
-    /// The same for several functions at one instant: members of a rate class whose rate changes. None of them changes cores.
-    fn revise_all(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>>;
+    /// Changes priorities, bounds or T of functions in the guaranteed lane whose code stays as it is, at one instant and in this
+    /// order. Members of a rate class whose rate changes come together, and none of them changes cores.
+    fn revise(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>>;
 
     /// Ends when a function of the guaranteed lane has its warm reserve, or is gone; answers how long
     /// the slowest start of its version took, from the order until it could take an invocation.

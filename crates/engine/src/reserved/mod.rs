@@ -261,9 +261,8 @@ impl Engine {
         self.wake(now, actions);
         match event {
             Event::Install(deployment) => self.install(*deployment, actions),
-            Event::Revise { function, reservation } => self.revise(function, &reservation, actions),
             Event::Begun { instance } => self.begun(instance),
-            Event::ReviseAll(all) => {
+            Event::Revise(all) => {
                 for (function, reservation) in all {
                     self.revise(function, &reservation, actions);
                 }

@@ -319,8 +319,7 @@ impl Engine {
             Event::Overran { id, .. } => self.stop(id, End::Overran, actions),
             Event::Drain => self.drain(actions),
             // They concern promises.
-            Event::Revise { .. }
-            | Event::ReviseAll(_)
+            Event::Revise(_)
             | Event::Begun { .. }
             | Event::Delivered { .. }
             | Event::Transferred { .. }

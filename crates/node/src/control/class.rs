@@ -103,7 +103,7 @@ impl Service {
             told.push((running.key, revised));
             ended.extend(before.map(|before| (name.clone(), before.generation)));
         }
-        let _closing = self.parts.lanes.revise_all(told).await;
+        let _closing = self.parts.lanes.revise(told).await;
         for (name, generation) in ended {
             self.record_ended(&name, generation, EndedBecause::Replaced);
         }

@@ -274,7 +274,7 @@ impl Service {
             place.grant = Some(answer.grant);
             self.revise(&told, &place.next, Some(name)).await?;
             next.deployment.reservation = Some(revised.clone());
-            self.parts.lanes.revise(next.key, revised).await.map_err(|Closed| Error::Closing)?;
+            self.parts.lanes.revise(vec![(next.key, revised)]).await.map_err(|Closed| Error::Closing)?;
         }
     }
 

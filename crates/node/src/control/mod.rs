@@ -491,10 +491,10 @@ impl Service {
     /// Tells the guaranteed lane the numbers that differ between two books, but for `except`. Bounds that its verdicts rest on are in
     /// the evidence before.
     async fn revise(&self, told: &Book, next: &Book, except: Option<&FunctionName>) -> Result<(), Error> {
-        for (key, revised) in self.revised(told, next, except) {
-            self.parts.lanes.revise(key, revised).await.map_err(|Closed| Error::Closing)?;
+        match self.revised(told, next, except) {
+            none if none.is_empty() => Ok(()),
+            all => self.parts.lanes.revise(all).await.map_err(|Closed| Error::Closing),
         }
-        Ok(())
     }
 
     /// What that tells, to whom, in the order in which nobody is above others too early; their bounds are in the evidence.

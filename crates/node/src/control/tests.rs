@@ -165,19 +165,10 @@ impl Lanes for FakeLanes {
         }
     }
 
-    fn revise(&self, function: FunctionKey, reservation: Reservation) -> Pending<Result<(), Closed>> {
-        let mut inner = self.call(format!("revise {function}"));
-        inner.revise(function, reservation);
-        now(Ok(()))
-    }
-
-    fn revise_all(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>> {
+    fn revise(&self, all: Vec<(FunctionKey, Reservation)>) -> Pending<Result<(), Closed>> {
         let mut inner = self.call(format!("revise {} at once", all.len()));
         for (function, reservation) in all {
-            let known = inner.serving.get_mut(&(function, true)).expect("only what serves is revised");
-            let name = known.name.clone();
-            known.reservation = Some(reservation.clone());
-            inner.evidence.check(&name, Some(&reservation));
+            inner.revise(function, reservation);
         }
         now(Ok(()))
     }
@@ -755,7 +746,8 @@ async fn a_rate_class_changes_for_all_its_members_at_once_and_stays_so() {
         let after = ["a", "b"].map(|name| world.function(name).admitted.unwrap());
         assert_eq!(after.map(|it| it.order), before.map(|it| it.order), "they keep their places");
         let calls = world.lanes.take_calls();
-        assert_eq!(calls.iter().filter(|call| *call == "revise 2 at once").count(), 1, "{calls:?}");
+        let mut revised = calls.iter().filter(|call| call.starts_with("revise")).peekable();
+        assert!(revised.peek().is_some() && revised.all(|call| call == "revise 2 at once"), "{calls:?}");
         let [a, b] = [0, 1].map(|at| (before[at].generation, after[at].generation));
         let told = [format!("+a{}", a.1), format!("+b{}", b.1), format!("-a{} Replaced", a.0), format!("-b{} Replaced", b.0)];
         assert_eq!(world.evidence.take(), told);

@@ -282,19 +282,10 @@ impl<M: Machine> Core<M> {
     pub(super) fn command(&mut self, command: Command) {
         match command {
             Command::Install { deployment, image, beside, done } => self.install(*deployment, image, Installing { beside, done }),
-            Command::Revise { function, reservation, done } => {
-                let event = self.revised(function, *reservation);
+            Command::Revise { all, done } => {
+                let event = self.revised(all);
                 self.event(event);
                 // The control plane that gave up waiting needs no answer.
-                let _ = done.send(());
-            }
-            Command::ReviseAll { all, done } => {
-                for (function, reservation) in &all {
-                    if let Some(known) = self.functions.get_mut(function) {
-                        known.deployment.reservation = Some(reservation.clone());
-                    }
-                }
-                self.event(Event::ReviseAll(all));
                 let _ = done.send(());
             }
             Command::Mirror { function, reservation } => self.mirrors.set(function, &reservation),
@@ -426,12 +417,14 @@ impl<M: Machine> Core<M> {
         self.run_actions(now);
     }
 
-    /// Notes what a function is told, and how its machine is told it.
-    fn revised(&mut self, function: FunctionKey, reservation: Reservation) -> Event {
-        if let Some(known) = self.functions.get_mut(&function) {
-            known.deployment.reservation = Some(reservation.clone());
+    /// Notes what functions are told, and how their machine is told it.
+    fn revised(&mut self, all: Vec<(FunctionKey, Reservation)>) -> Event {
+        for (function, reservation) in &all {
+            if let Some(known) = self.functions.get_mut(function) {
+                known.deployment.reservation = Some(reservation.clone());
+            }
         }
-        Event::Revise { function, reservation: Box::new(reservation) }
+        Event::Revise(all)
     }
 
     fn install(&mut self, deployment: Deployment, image: Arc<Image>, installing: Installing) {
@@ -474,11 +467,9 @@ impl<M: Machine> Core<M> {
             function.installing.take_if(|(waits_for, _)| *waits_for == version)
         {
             debug_assert_eq!(waits_for, version, "invariant: taken because equal");
-            if how == Installed::Serving {
-                for (function, reservation) in beside {
-                    let event = self.revised(function, reservation);
-                    self.events.push_back(event);
-                }
+            if how == Installed::Serving && !beside.is_empty() {
+                let event = self.revised(beside);
+                self.events.push_back(event);
             }
             let _ = done.send(how);
         }

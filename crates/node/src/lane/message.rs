@@ -29,13 +29,8 @@ pub(crate) enum Command {
         beside: Vec<(FunctionKey, Reservation)>,
         done: oneshot::Sender<Installed>,
     },
+    /// Other terms for functions, at one instant.
     Revise {
-        function: FunctionKey,
-        reservation: Box<Reservation>,
-        done: oneshot::Sender<()>,
-    },
-    /// The same for several functions at one instant.
-    ReviseAll {
         all: Vec<(FunctionKey, Reservation)>,
         done: oneshot::Sender<()>,
     },

@@ -286,7 +286,7 @@ fn told_beside(end: fn(FunctionKey, Version) -> Action) -> Vec<&'static str> {
     on_lane(async || {
         let noted = Rc::clone(&told);
         let (lane, _outside) = lane_with(lanes::Lane::Guaranteed, 64, move |_, event, actions| {
-            if matches!(event, Event::Revise { function: FunctionKey(1), .. }) {
+            if matches!(&event, Event::Revise(all) if all.iter().any(|(function, _)| *function == FunctionKey(1))) {
                 noted.borrow_mut().push("revise n");
             }
             if let Event::Install(deployment) = event
