@@ -6,7 +6,7 @@ use journal::record::EndedBecause;
 use model::{FunctionName, RateClass};
 use plan::admission::{Book, Grant};
 
-use super::{Error, Gate, Service, reservation, with_larger_reserve};
+use super::{Error, Gate, Service, reservation};
 use crate::registry::{Admitted, Change as Entry, Function};
 
 /// A change of a class that admission said yes to.
@@ -61,7 +61,7 @@ impl Service {
     /// Has everybody ready for both rates, hands over the evidence and writes the change down.
     async fn prepare_class(&mut self, draft: &Draft) -> Result<(), Error> {
         self.revise(&self.book, &draft.between, None).await?;
-        self.until_warm(with_larger_reserve(&self.book, &draft.between, None)).await?;
+        self.until_warm(&self.book, &draft.between, None).await?;
         for (grant, admitted) in self.given(draft) {
             self.record_given(grant, admitted.generation);
         }

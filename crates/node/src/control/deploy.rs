@@ -31,6 +31,9 @@ const MAX_REASON_BYTES: usize = 4096;
 /// How much longer than the slowest start that was seen a start is taken to be.
 pub(super) const START_MARGIN: u32 = 2;
 
+/// Neighbours of a change have so long to start the instances that they need beside it, and as much longer as these starts may take.
+const NEIGHBOURS_WITHIN: Duration = Duration::from_secs(10);
+
 /// What is to become of a function.
 struct Draft {
     old: Option<Arc<Function>>,
@@ -240,7 +243,7 @@ impl Service {
         self.options.starts.set(&between);
         if place.grant.is_some() {
             self.revise(&self.book, &between, Some(name)).await?;
-            self.until_warm(with_larger_reserve(&self.book, &between, Some(name))).await?;
+            self.until_warm(&self.book, &between, Some(name)).await?;
         }
         if let Some((grant, generation)) = self.new_guarantee(name, place).or_else(|| self.new_bounds(name, place)) {
             self.record_given(grant, generation);
@@ -258,7 +261,8 @@ impl Service {
     async fn measure(&mut self, name: &FunctionName, place: &mut Place, next: &mut Running) -> Result<(), Error> {
         loop {
             let Some((grant, admitted)) = place.grant.as_ref().zip(place.admitted) else { return Ok(()) };
-            let slowest = self.warm(name, next.key).await?;
+            let limit = self.options.install_limit;
+            let slowest = self.warm(next.key, limit).await?.ok_or_else(|| Error::NotReady { function: name.clone(), limit })?;
             place.measured.cold_start = slowest.saturating_mul(START_MARGIN);
             // More instances may start more slowly; the reserve ends this by having reached K.
             if place.measured.cold_start <= grant.demand.cold_start || grant.instances() <= grant.warm() {
@@ -278,28 +282,35 @@ impl Service {
         }
     }
 
-    /// Ends when all of these functions that run have their warm reserve; one limit holds for all together.
-    pub(super) async fn until_warm(&self, names: impl IntoIterator<Item = FunctionName>) -> Result<(), Error> {
-        let limit = self.options.install_limit;
+    /// Ends when those that run and have a larger warm reserve in `next` have it; one limit holds for all together. Whatever else is
+    /// to be changed waits meanwhile, so it is no longer than their starts may take.
+    pub(super) async fn until_warm(&self, told: &Book, next: &Book, except: Option<&FunctionName>) -> Result<(), Error> {
+        let names = with_larger_reserve(told, next, except);
+        let starts = names.iter().filter_map(|name| {
+            let (before, after) = (told.grant(name)?, next.grant(name)?);
+            Some(after.demand.cold_start.saturating_mul(after.warm().saturating_sub(before.warm())))
+        });
+        let limit = starts.fold(NEIGHBOURS_WITHIN, Duration::saturating_add).min(self.options.install_limit);
         let until = tokio::time::Instant::now() + limit;
-        for name in names {
-            let Some(running) = self.running.get(&name) else { continue };
-            match tokio::time::timeout_at(until, self.warm(&name, running.key)).await {
-                Ok(warm) => warm.map(|_slowest_start| ())?,
-                Err(_) => return Err(Error::NotReady { function: name, limit }),
+        for neighbour in names {
+            let Some(running) = self.running.get(&neighbour) else { continue };
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            if self.warm(running.key, left).await?.is_none() {
+                let warm = next.grant(&neighbour).map_or(0, Grant::warm);
+                return Err(Error::NeighbourNotReady { neighbour, warm, limit });
             }
         }
         Ok(())
     }
 
-    async fn warm(&self, name: &FunctionName, key: FunctionKey) -> Result<Duration, Error> {
+    /// How long the slowest start of a function took, once it has its warm reserve; `None` where that lasts longer than `limit`.
+    async fn warm(&self, key: FunctionKey, limit: Duration) -> Result<Option<Duration>, Error> {
         let mut closing = self.closing.clone();
-        let limit = self.options.install_limit;
         tokio::select! {
             biased;
             warm = tokio::time::timeout(limit, self.parts.lanes.warm(key)) => match warm {
-                Ok(warm) => warm.map_err(|Closed| Error::Closing),
-                Err(_) => Err(Error::NotReady { function: name.clone(), limit }),
+                Ok(warm) => warm.map(Some).map_err(|Closed| Error::Closing),
+                Err(_) => Ok(None),
             },
             () = until_closing(&mut closing) => Err(Error::Closing),
         }
@@ -403,7 +414,8 @@ impl Service {
                 self.route_unserved(name, draft.old.as_deref()).await;
             }
             // The contract of the lanes: the version before it still serves, and nothing of the new one is left.
-            Some(_) if matches!(error, Error::CannotServe { .. }) => {}
+            // Or the new one was not even begun.
+            Some(_) if matches!(error, Error::CannotServe { .. } | Error::NeighbourNotReady { .. }) => {}
             Some(old) if old.lane != place.lane => {
                 let _closing = self.parts.lanes.remove(place.lane, old.key).await;
             }

@@ -44,6 +44,11 @@ pub enum Error {
     CannotServe { function: FunctionName, log: String },
     #[error("function `{function}` was not ready within {limit:?}")]
     NotReady { function: FunctionName, limit: Duration },
+    #[error(
+        "nothing was changed: beside this change function `{neighbour}` needs {warm} warm instances and did not have them within \
+         {limit:?}; see its log, mend or delete it, or try again"
+    )]
+    NeighbourNotReady { neighbour: FunctionName, warm: u32, limit: Duration },
     #[error("cannot keep the change")]
     Registry { source: registry::Error },
     #[error("an operation on the disk was cancelled")]
@@ -75,6 +80,7 @@ impl Error {
             Self::NoEvidence { .. } => "no-evidence",
             Self::CannotServe { .. } => "cannot-serve",
             Self::NotReady { .. } => "not-ready",
+            Self::NeighbourNotReady { .. } => "neighbour-not-ready",
             Self::Registry { .. } => "registry",
             Self::Cancelled => "cancelled",
         }

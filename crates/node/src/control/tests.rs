@@ -73,6 +73,8 @@ struct LanesInner {
     told: Vec<String>,
     calls: Vec<String>,
     slowest_start: Duration,
+    /// Whose reserve never becomes warm.
+    cold: BTreeSet<FunctionKey>,
     /// Where the bounds of what they are told must be already.
     evidence: Arc<Recorded>,
     /// What a crash at the moment of each call leaves.
@@ -173,8 +175,12 @@ impl Lanes for FakeLanes {
         now(Ok(()))
     }
 
-    fn warm(&self, _: FunctionKey) -> Pending<Result<Duration, Closed>> {
-        now(Ok(self.inner.lock().unwrap().slowest_start))
+    fn warm(&self, function: FunctionKey) -> Pending<Result<Duration, Closed>> {
+        let inner = self.inner.lock().unwrap();
+        if inner.cold.contains(&function) {
+            return Box::pin(std::future::pending());
+        }
+        now(Ok(inner.slowest_start))
     }
 
     fn remove(&self, lane: Lane, function: FunctionKey) -> Pending<Result<(), Closed>> {
@@ -614,6 +620,32 @@ async fn an_update_waits_until_its_neighbours_are_ready_for_it() {
     world.store.fail_after(1);
     world.put(spec("f", &heavy("50ms"), "h"), b"one").await.unwrap_err();
     assert_eq!(shard(&world), before);
+    world.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_neighbour_that_never_becomes_ready_is_named_soon_and_nothing_is_changed() {
+    let one_core = Options { capacity: NodeCapacity { cores: 1, ..capacity() }, ..options() };
+    let world = World::start(Memory::new(), Arc::new(tempfile::tempdir().unwrap()), one_core).await;
+    let heavy = |start_within: &str| format!("rate = \"5/s\"\nmax_run_time = \"40ms\"\nstart_within = \"{start_within}\"");
+    world.put(spec("n", "rate = \"200/s\"\nmax_run_time = \"1ms\"\nstart_within = \"100ms\"", "h"), b"one").await.unwrap();
+    world.put(spec("f", &heavy("300ms"), "h"), b"one").await.unwrap();
+    let (name, neighbour): (FunctionName, FunctionName) = ("f".parse().unwrap(), "n".parse().unwrap());
+    let before = world.control.view().grant(&neighbour).unwrap().clone();
+    let key = world.control.view().homes[&neighbour].key;
+    world.lanes.inner.lock().unwrap().cold.insert(key);
+    world.lanes.take_calls();
+    let begun = tokio::time::Instant::now();
+    let update = world.put(spec("f", &heavy("50ms"), "h"), b"one");
+    let (update, _) = tokio::join!(update, world.control.starts_slower(name.clone(), Duration::ZERO));
+    let error = update.unwrap_err();
+    assert!(matches!(&error, Error::NeighbourNotReady { neighbour, .. } if neighbour.as_str() == "n"), "{error}");
+    assert!(begun.elapsed() < options().install_limit, "whoever came after it went on: {:?}", begun.elapsed());
+    assert!(!world.lanes.take_calls().iter().any(|call| call.starts_with("install")), "the old version is not touched");
+    assert_eq!(world.control.view().grant(&neighbour).unwrap(), &before);
+    world.check();
+    world.control.delete(&neighbour, None).await.unwrap();
+    world.put(spec("f", &heavy("50ms"), "h"), b"one").await.unwrap();
     world.check();
 }
 

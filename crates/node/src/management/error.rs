@@ -105,7 +105,7 @@ fn control_status(error: &control::Error) -> StatusCode {
             crate::code::Error::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         },
         E::CannotServe { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-        E::NotReady { .. } => StatusCode::GATEWAY_TIMEOUT,
+        E::NotReady { .. } | E::NeighbourNotReady { .. } => StatusCode::GATEWAY_TIMEOUT,
         E::Registry { .. } | E::Cancelled => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

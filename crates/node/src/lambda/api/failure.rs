@@ -36,7 +36,9 @@ impl Error {
                 message: format!("Could not unzip uploaded file. Please check your file, then try to upload again. ({source})"),
             },
             Refused::Registry { source: registry::Error::Full } => Self::CodeStorageExceeded { message: text },
-            Refused::CannotServe { .. } | Refused::NotReady { .. } => Self::ResourceNotReady { message: text },
+            Refused::CannotServe { .. } | Refused::NotReady { .. } | Refused::NeighbourNotReady { .. } => {
+                Self::ResourceNotReady { message: text }
+            }
             // A guarantee that does not fit, is put wrongly, or cannot be proven now: the text says which and what to do.
             Refused::Refused { .. }
             | Refused::Invalid { .. }
