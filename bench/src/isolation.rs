@@ -238,7 +238,8 @@ fn deploy(node: &Node, programs: &Programs, neighbours: usize) -> Result<()> {
             "[guarantee]\nrate = \"{per_second}/s\"\nburst = {BURST}\nmax_run_time = \"{run}\"\ndeadline = \"{deadline}ms\"\n"
         );
         node.deploy(&format!("name = \"{}\"\n{base}{terms}", Way::Guaranteed.subject(subject)), &zip)?;
-        node.deploy(&format!("name = \"{}\"\n{base}", Way::BestEffort.subject(subject)), &zip)?;
+        // As a plain process of its own it has a share of its own.
+        node.deploy(&format!("name = \"{0}\"\ntenant = \"{0}\"\n{base}", Way::BestEffort.subject(subject)), &zip)?;
     }
     for number in 0..neighbours {
         node.deploy(&format!("name = \"{0}\"\ntenant = \"{0}\"\n{base}", neighbour(number)), &zip)?;

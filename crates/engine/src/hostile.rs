@@ -7,7 +7,7 @@ use std::time::Duration;
 use model::{End, FunctionKey, InstanceId, InvocationId, LeaseId, OnOverrun, Overflow, Rate, Time, Version};
 use proptest::prelude::*;
 
-use crate::port::{Action, Event};
+use crate::port::{Action, Event, Taken};
 use crate::world::{MS, Subject, subject};
 use crate::{reserved, shared};
 
@@ -74,7 +74,10 @@ impl Seen {
             7..=9 => Event::Ready { instance },
             10 => Event::Gone { instance },
             11 if b % 3 == 0 => Event::Delivered { id, at: Time::from_nanos(b) },
-            11 if b % 3 == 1 => Event::Measured { id, run: Duration::from_millis(a % 50), wanted: Duration::from_millis(b % 50) },
+            11 if b % 3 == 1 => {
+                let (some, other) = (Duration::from_millis(a % 50), Duration::from_millis(b % 50));
+                Event::Measured { id, taken: Taken { run: some, wanted: other, whole: some, used: other } }
+            }
             11 if b % 3 == 2 && a % 2 == 0 => Event::Warmed { instance, wanted: Duration::from_millis(b) },
             11 => Event::Started { id, at: Time::from_nanos(b) },
             12 => Event::Ended { id, end: End::Succeeded, cpu: MS },

@@ -136,13 +136,11 @@ pub enum Event {
         id: InvocationId,
         at: Time,
     },
-    /// What the runs of an instance up to now took, since it was measured last: `run` in all, and for `wanted` of that it used
-    /// cores or waited for one. Told of the invocation it runs, now and then before the end and while a long run lasts, in the
-    /// best-effort lane only.
+    /// What the runs of an instance up to now took, since it was measured last. Told of the invocation it runs, now and then
+    /// before the end and while a long run lasts, in the best-effort lane only.
     Measured {
         id: InvocationId,
-        run: Duration,
-        wanted: Duration,
+        taken: Taken,
     },
     /// The instance delivered a result or an error; it may not be ready for the next invocation yet.
     Ended {
@@ -163,6 +161,19 @@ pub enum Event {
     },
     /// Accept nothing more; what runs may end.
     Drain,
+}
+
+/// What runs took, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// In the function, by the stamps of its instance where there are any.
+    pub run: Duration,
+    /// For so long a core was used or waited for.
+    pub wanted: Duration,
+    /// From the delivery to the answer, as the engine is told them.
+    pub whole: Duration,
+    /// Time of cores, of all threads together, also of what the instance did between its runs.
+    pub used: Duration,
 }
 
 /// The core whose real-time lane takes every request and every result: the first of the node's.

@@ -32,6 +32,14 @@ pub(crate) struct Running {
     _network: Option<oneshot::Sender<()>>,
 }
 
+/// Time of cores since an instance began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Demand {
+    pub(crate) used: Duration,
+    /// Used or waited for.
+    pub(crate) wanted: Duration,
+}
+
 impl Running {
     pub(crate) fn new(handle: Handle, program: Pid, meter: CpuMeter, network: Option<oneshot::Sender<()>>) -> Self {
         let schedstat = File::open(format!("/proc/{}/schedstat", program.as_raw_nonzero())).ok();
@@ -64,11 +72,11 @@ impl Running {
         waited(&text[..read]).unwrap_or_default()
     }
 
-    /// Time its processes used cores, or its program's first thread was ready to run and had none. Where no control group
-    /// accounts for its processes, those of its program alone.
-    pub(crate) fn wanted(&self) -> Duration {
+    /// Time its processes used cores, and with that in which its program's first thread was ready to run and had none. Where no
+    /// control group accounts for its processes, those of its program alone.
+    pub(crate) fn demand(&self) -> Demand {
         let used = self.meter.used().unwrap_or_default();
-        if self.handle.is_some() { used + self.pushed_aside() } else { Duration::ZERO }
+        if self.handle.is_some() { Demand { used, wanted: used + self.pushed_aside() } } else { Demand::default() }
     }
 
     /// Whether a thread of its program runs or is ready to run. Looks at the first of them only: a program may have hundreds,

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use model::{Tenant, Time};
 
+use crate::port::Taken;
+
 /// How long a run's place is exclusive.
 pub(super) const YOUNG: Duration = Duration::from_millis(100);
 /// A tenant whose own long runs take all its places gets one more within this time; longer than most starts take.
@@ -40,6 +42,11 @@ impl Part {
         Self(u64::try_from(thousandths).unwrap_or(u64::MAX))
     }
 
+    fn of_times(part: Duration, of: Duration) -> Self {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self::of(nanos(part), nanos(of), 1)
+    }
+
     /// This part of a duration.
     pub(super) fn of_time(self, time: Duration) -> Duration {
         let nanos = time.as_nanos() * u128::from(self.0) / u128::from(WHOLE);
@@ -47,31 +54,29 @@ impl Part {
     }
 }
 
-/// What is known of a function's runs.
+/// What is known of a function's runs; moving means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Learned(Option<Sample>);
-
-/// Length of runs and the time in which they wanted a core, all their threads together; moving means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Sample {
-    run: Duration,
-    wanted: Duration,
-}
+pub(super) struct Learned(Option<Taken>);
 
 impl Learned {
     /// Runs took `run`, and their instance used or waited for a core for `wanted` of it. Long runs weigh more than short
     /// ones: where some wait and others compute, the ones that wait need the room.
-    pub(super) fn learn(&mut self, run: Duration, wanted: Duration) {
+    pub(super) fn learn(&mut self, new: Taken) {
         let mean = |old: Duration, new: Duration| (old * 7 + new) / 8;
-        let new = Sample { run, wanted };
-        self.0 = Some(self.0.map_or(new, |old| Sample { run: mean(old.run, run), wanted: mean(old.wanted, wanted) }));
+        let known = self.0.unwrap_or(new);
+        self.0 = Some(Taken {
+            run: mean(known.run, new.run),
+            wanted: mean(known.wanted, new.wanted),
+            whole: mean(known.whole, new.whole),
+            used: mean(known.used, new.used),
+        });
     }
 
-    /// The cores that a run keeps busy; one until it is known. More than there are, where threads wait for them, or where an
-    /// instance computes after its answer.
+    /// The cores that a run keeps busy from its delivery to its answer; one until it is known. More than there are, where an
+    /// instance computes after its answer. What it waits for a core is not its own doing: beside others that would be charged
+    /// for again and again.
     pub(super) fn cores(self) -> Part {
-        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.0.map_or(Part::ONE_CORE, |known| Part::of(nanos(known.wanted), nanos(known.run), 1))
+        self.0.map_or(Part::ONE_CORE, |known| Part::of_times(known.used, known.whole))
     }
 
     /// What a run takes of the places.
@@ -81,7 +86,7 @@ impl Learned {
 
     /// The same, or `unknown`.
     pub(super) fn places_or(self, unknown: Part) -> Part {
-        self.0.map_or(unknown, |_| self.cores().min(Part::ONE_CORE))
+        self.0.map_or(unknown, |known| Part::of_times(known.wanted, known.run).min(Part::ONE_CORE))
     }
 }
 
@@ -275,7 +280,7 @@ mod tests {
     fn check(samples: &[(u64, u64)], expected: (Part, Part)) {
         let mut learned = Learned::default();
         for (run, wanted) in samples {
-            learned.learn(ms(*run), ms(*wanted));
+            learned.learn(Taken { run: ms(*run), wanted: ms(*wanted), whole: ms(*run), used: ms(*wanted) });
         }
         assert_eq!((learned.places(), learned.cores()), expected, "{samples:?}");
     }
@@ -292,6 +297,13 @@ mod tests {
         check(&[(10, 15)], (Part(1_000), Part(1_500)));
         // Mostly after the answer.
         check(&[(10, 90)], (Part(1_000), Part(9_000)));
+    }
+
+    #[test]
+    fn who_waits_for_a_core_takes_a_place_and_is_charged_for_what_he_uses() {
+        let mut learned = Learned::default();
+        learned.learn(Taken { run: ms(1), wanted: ms(3), whole: ms(4), used: ms(1) });
+        assert_eq!((learned.places(), learned.cores()), (Part(1_000), Part(250)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::time::Duration;
 use dispatch::{Charge, Error, FairQueue, Limits};
 use model::{CpuShare, End, FunctionKey, InstanceId, InvocationId, Tenant, Time, Version};
 
-use crate::port::{Action, Allowance, Deployment, Event, Refusal, Remark};
+use crate::port::{Action, Allowance, Deployment, Event, Refusal, Remark, Taken};
 use crate::restarts::Restarts;
 use gate::{Entry, Gate, Learned, Part, Place, Use, YOUNG};
 use patience::Patience;
@@ -313,7 +313,7 @@ impl Engine {
             Event::Abandoned { id } => self.abandoned(id, actions),
             Event::Ready { instance } => self.ready(instance, actions),
             Event::Gone { instance } => self.gone(instance, actions),
-            Event::Measured { id, run, wanted } => self.measured(id, run, wanted),
+            Event::Measured { id, taken } => self.measured(id, taken),
             Event::Warmed { instance, wanted } => self.warmed(instance, wanted),
             Event::Ended { id, .. } => self.ended(id, actions),
             Event::Overran { id, .. } => self.stop(id, End::Overran, actions),
@@ -532,7 +532,8 @@ impl Engine {
     /// The client of an invocation hung up.
     fn abandoned(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
         let Some(run) = self.running.get_mut(&id) else {
-            return self.give_up(id, Action::Fail { id, end: End::Cancelled }, actions);
+            actions.extend(self.give_up(id).map(|_| Action::Fail { id, end: End::Cancelled }));
+            return;
         };
         if run.stopped_as == End::Cancelled {
             return;
@@ -552,19 +553,20 @@ impl Engine {
 
     /// The deadline of one that waits has come.
     fn expired(&mut self, id: InvocationId, actions: &mut Vec<Action>) {
-        self.give_up(id, Action::Refuse { id, refusal: Refusal::Expired { deadline: self.now } }, actions);
+        let deadline = self.give_up(id).and_then(|asked| asked.deadline);
+        actions.extend(deadline.map(|deadline| Action::Refuse { id, refusal: Refusal::Expired { deadline } }));
     }
 
-    /// One that waits is not run.
-    fn give_up(&mut self, id: InvocationId, action: Action, actions: &mut Vec<Action>) {
-        let Some(key) = self.waiting.get(&id).copied() else { return };
-        let Some(asked) = self.queue.remove(id) else { return };
+    /// One that waits is not run, because it took too long.
+    fn give_up(&mut self, id: InvocationId) -> Option<Asked> {
+        let key = self.waiting.get(&id).copied()?;
+        let asked = self.queue.remove(id)?;
         self.leave_waiting(id, asked);
         if let Some(function) = self.functions.get_mut(&key) {
             function.patience.hung_up(self.now, self.now.since(asked.arrived));
         }
-        actions.push(action);
         self.refresh(key);
+        Some(asked)
     }
 
     /// Takes a running invocation off its instance.
@@ -619,13 +621,13 @@ impl Engine {
     }
 
     /// Learns what runs of a function take.
-    fn measured(&mut self, id: InvocationId, run: Duration, wanted: Duration) {
+    fn measured(&mut self, id: InvocationId, taken: Taken) {
         let Some(Running { function, instance, .. }) = self.running.get(&id) else { return };
         if let Some(function) = self.functions.get_mut(function) {
-            function.learned.learn(run, wanted);
+            function.learned.learn(taken);
         }
         let mut seen = Learned::default();
-        seen.learn(run, wanted);
+        seen.learn(taken);
         if let Some(place) = self.instances.get_mut(instance).and_then(|known| known.place.as_mut()) {
             self.gate.resize(place, seen.places());
         }
@@ -636,7 +638,8 @@ impl Engine {
         let Some(instance) = self.instances.get(&id) else { return };
         let State::Starting { since } = instance.state else { return };
         if let Some(function) = self.functions.get_mut(&instance.function) {
-            function.starts.learn(self.now.since(since), wanted);
+            let whole = self.now.since(since);
+            function.starts.learn(Taken { run: whole, wanted, whole, used: wanted });
         }
     }
 

@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Engine, Options};
-use crate::port::{Action, Deployment, Event, Refusal, Remark};
+use crate::port::{Action, Deployment, Event, Refusal, Remark, Taken};
 use crate::tests::for_each_seed;
 
 const MS: Duration = Duration::from_millis(1);
@@ -167,7 +167,7 @@ impl World {
             }
             if let Some(wanted) = self.wanted.get(&function) {
                 let (run, wanted) = (self.run[&function], *wanted);
-                self.tell(Event::Measured { id: *id, run, wanted });
+                self.tell(Event::Measured { id: *id, taken: Taken { run, wanted, whole: run, used: wanted } });
             }
             self.answer(*id);
             let after = self.asks_after.get(&function).copied().unwrap_or(MS);
@@ -575,7 +575,7 @@ fn a_look_at_runs_that_wait_lets_all_others_in() {
     world.run_for(COLD + MS);
     assert_eq!(world.delivered.len(), 2, "unknown runs are taken to compute");
     for id in &first[..2] {
-        world.tell(Event::Measured { id: *id, run: COLD, wanted: Duration::ZERO });
+        world.tell(Event::Measured { id: *id, taken: Taken { run: COLD, whole: COLD, ..Taken::default() } });
     }
     world.run_for(COLD + MS);
     assert_eq!(world.delivered.len(), 4);
