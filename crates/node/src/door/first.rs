@@ -171,7 +171,7 @@ impl Rest {
             let before = self.stage();
             match self.look(&seat.door)? {
                 Found::Way(way) => return Ok(way),
-                Found::Unfinished if before != self.stage() => seat.let_in(),
+                Found::Unfinished if before != self.stage() => seat.go_on(self.stage()),
                 Found::Unfinished => {}
             }
         }
@@ -190,7 +190,8 @@ impl Rest {
             Progress::Head { .. } if self.unread.is_empty() => Stage::Silent,
             // By a function's open URL strangers come too.
             Progress::Head { .. } | Progress::Body { grant: None | Some(Grant::Open), .. } => Stage::Begun,
-            Progress::Body { grant: Some(Grant::Token | Grant::Signature(_)), .. } => Stage::LetIn,
+            Progress::Body { grant: Some(Grant::Signature(_)), .. } => Stage::Claimed,
+            Progress::Body { grant: Some(Grant::Token), .. } => Stage::LetIn,
         }
     }
 

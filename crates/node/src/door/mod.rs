@@ -87,7 +87,9 @@ type Listener = AsyncFd<OwnedFd>;
 enum Stage {
     Silent,
     Begun,
-    /// Its head is there, from somebody who showed a key.
+    /// Its head is there and claims a key by a signature, which the body is to prove.
+    Claimed,
+    /// Its head is there, from somebody who showed the token.
     LetIn,
 }
 
@@ -219,9 +221,13 @@ impl Seat {
         self.door.evict(leaves, What::EvictedBegun);
     }
 
-    /// Its head is there, from somebody who showed a key.
-    fn let_in(&self) {
-        let leaves = self.door.places.borrow_mut().let_in(self.place);
+    /// Its head is there.
+    fn go_on(&self, stage: Stage) {
+        let leaves = match stage {
+            Stage::Silent | Stage::Begun => None,
+            Stage::Claimed => self.door.places.borrow_mut().claim(self.place),
+            Stage::LetIn => self.door.places.borrow_mut().let_in(self.place),
+        };
         self.door.evict(leaves, What::EvictedBegun);
     }
 }
@@ -424,6 +430,7 @@ fn sit(door: &Rc<Door>, stage: Stage, task: impl FnOnce(Seat) -> AbortHandle) {
     let (leaves, what) = match stage {
         Stage::Silent => (door.places.borrow_mut().enter(place, task), What::EvictedSilent),
         Stage::Begun => (door.places.borrow_mut().enter_begun(place, task), What::EvictedBegun),
+        Stage::Claimed => (door.places.borrow_mut().enter_claimed(place, task), What::EvictedBegun),
         Stage::LetIn => (door.places.borrow_mut().enter_let_in(place, task), What::EvictedBegun),
     };
     door.evict(leaves, what);

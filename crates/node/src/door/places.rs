@@ -1,9 +1,10 @@
 //! The places of connections whose first request is not there yet.
 //!
 //! There are three stages, each with places of its own: connections that have sent nothing, those whose first request has
-//! begun, and those whose head showed a key and whose body is to come. Whoever enters a full stage takes the place of the one that has
+//! begun, and those whose head showed a key and whose body is to come. Of the last, half of the places are for heads with the token, and
+//! half for those with a signature: who knows a key's name alone can claim one, and only the body proves it. Whoever enters a full stage takes the place of the one that has
 //! been in it longest. So nobody is kept out by those who are slow, who sends is not pushed out by who does not, and who
-//! sends its body is not pushed out by strangers' half heads.
+//! sends its body is not pushed out by strangers' half heads, nor one with the token by claims.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ pub(super) type Place = u64;
 pub(super) struct Places<T> {
     silent: BTreeMap<Place, T>,
     begun: Stage<T>,
+    claimed: Stage<T>,
     let_in: Stage<T>,
     next: u64,
     of_each: usize,
@@ -53,7 +55,7 @@ impl<T> Places<T> {
     /// So many places `of_each` stage, at least 1.
     pub(super) fn new(of_each: usize) -> Self {
         assert!(0 < of_each, "invariant: a stage has a place");
-        Self { silent: BTreeMap::new(), begun: Stage::new(), let_in: Stage::new(), next: 0, of_each }
+        Self { silent: BTreeMap::new(), begun: Stage::new(), claimed: Stage::new(), let_in: Stage::new(), next: 0, of_each }
     }
 
     fn count(&mut self) -> u64 {
@@ -85,16 +87,28 @@ impl<T> Places<T> {
         self.begun.enter(turn, (place, who), self.of_each)
     }
 
-    /// The head of a connection's request showed a key. Returns who has to leave for it.
+    /// The head of a connection's request showed the token. Returns who has to leave for it.
     pub(super) fn let_in(&mut self, place: Place) -> Option<T> {
         let who = self.begun.leave(place)?;
         self.enter_let_in(place, who)
     }
 
-    /// A connection whose head is there and showed a key. Returns who has to leave for it.
+    /// A connection whose head is there and showed the token. Returns who has to leave for it.
     pub(super) fn enter_let_in(&mut self, place: Place, who: T) -> Option<T> {
-        let turn = self.count();
-        self.let_in.enter(turn, (place, who), self.of_each)
+        let (turn, most) = (self.count(), (self.of_each / 2).max(1));
+        self.let_in.enter(turn, (place, who), most)
+    }
+
+    /// The head of a connection's request claims a key by a signature. Returns who has to leave for it.
+    pub(super) fn claim(&mut self, place: Place) -> Option<T> {
+        let who = self.begun.leave(place)?;
+        self.enter_claimed(place, who)
+    }
+
+    /// A connection whose head is there and claims a key. Returns who has to leave for it.
+    pub(super) fn enter_claimed(&mut self, place: Place, who: T) -> Option<T> {
+        let (turn, most) = (self.count(), (self.of_each / 2).max(1));
+        self.claimed.enter(turn, (place, who), most)
     }
 
     /// A connection went, or moved on.
@@ -102,6 +116,7 @@ impl<T> Places<T> {
         // Whoever was told to leave has no place any more.
         self.silent.remove(&place);
         self.begun.leave(place);
+        self.claimed.leave(place);
         self.let_in.leave(place);
     }
 
@@ -111,7 +126,7 @@ impl<T> Places<T> {
     }
 
     pub(super) fn taken(&self) -> usize {
-        self.silent.len() + self.begun.taken.len() + self.let_in.taken.len()
+        self.silent.len() + self.begun.taken.len() + self.claimed.taken.len() + self.let_in.taken.len()
     }
 }
 
@@ -161,9 +176,29 @@ mod tests {
         assert!(gone.len() == 8 && !gone.contains(&sender), "{gone:?}");
     }
 
+    #[test]
+    fn claims_push_out_one_another_and_nobody_who_showed_the_token() {
+        let mut places = Places::<Place>::new(4);
+        let begun = |places: &mut Places<Place>| {
+            let place = enter(places).0;
+            assert_eq!(places.begin(place), None);
+            place
+        };
+        let proven = begun(&mut places);
+        assert_eq!(places.let_in(proven), None);
+        let mut gone = Vec::new();
+        for _ in 0..10 {
+            let place = begun(&mut places);
+            gone.extend(places.claim(place));
+        }
+        assert!(gone.len() == 8 && !gone.contains(&proven), "{gone:?}");
+        let second = begun(&mut places);
+        assert_eq!(places.let_in(second), None, "its place is still there");
+    }
+
     proptest! {
         #[test]
-        fn no_stage_holds_more_than_its_places_and_nobody_is_lost(steps in prop::collection::vec((0..5_u8, 0..40_usize), 0..200)) {
+        fn no_stage_holds_more_than_its_places_and_nobody_is_lost(steps in prop::collection::vec((0..6_u8, 0..40_usize), 0..200)) {
             let mut places = Places::new(3);
             let (mut came, mut out) = (Vec::new(), std::collections::BTreeSet::new());
             for (step, which) in steps {
@@ -176,6 +211,7 @@ mod tests {
                     }
                     (2, Some(place)) => places.begin(place),
                     (3, Some(place)) => places.let_in(place),
+                    (4, Some(place)) => places.claim(place),
                     (_, Some(place)) => {
                         places.leave(place);
                         out.insert(place);
@@ -184,7 +220,7 @@ mod tests {
                 };
                 prop_assert!(leaves.is_none_or(|place| out.insert(place)), "nobody leaves twice");
                 prop_assert!(places.silent.len() <= 3);
-                for stage in [&places.begun, &places.let_in] {
+                for stage in [&places.begun, &places.claimed, &places.let_in] {
                     prop_assert!(stage.taken.len() <= 3);
                     prop_assert_eq!(stage.taken.len(), stage.turns.len());
                 }
