@@ -89,6 +89,12 @@ impl Running {
         })
     }
 
+    /// Whether its program ends or has ended. Its last thread closes its sockets after that is to be seen.
+    pub(crate) fn is_ending(&self) -> bool {
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.program.as_raw_nonzero()));
+        self.handle.is_some() && stat().map_or(true, |text| ends(&text))
+    }
+
     /// Whether its start is not over.
     pub(crate) fn is_starting(&self) -> bool {
         self.starting.load(Ordering::Relaxed)
@@ -119,6 +125,13 @@ impl Running {
 /// The state in a `stat`: the letter behind the name, which is in brackets and may hold brackets.
 fn state(stat: &str) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// Whether a `stat` is of a process that ends: it is dead, or its flags say that it is going to be (`PF_EXITING`).
+fn ends(stat: &str) -> bool {
+    const EXITING: u32 = 0x4;
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6)?.parse::<u32>().ok());
+    matches!(state(stat), Some('Z' | 'X')) || flags.is_some_and(|flags| flags & EXITING != 0)
 }
 
 /// The second number of a `schedstat`: nanoseconds spent waiting on a run queue.
@@ -167,6 +180,14 @@ mod tests {
         assert_eq!(state("12 (a) b) R 1 2"), Some('R'));
         assert_eq!(state("12 (python3) S 1"), Some('S'));
         assert_eq!(state("nonsense"), None);
+    }
+
+    #[test]
+    fn whoever_is_dead_or_going_to_be_ends() {
+        assert!(ends("12 (a) b) R 1 2 2 0 -1 4194564 1"));
+        assert!(ends("12 (a) Z 1 2 2 0 -1 4194560 1"));
+        assert!(!ends("12 (a) b) S 1 2 2 0 -1 4194560 1"));
+        assert!(!ends("nonsense"));
     }
 
     #[test]

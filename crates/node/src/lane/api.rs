@@ -167,8 +167,13 @@ impl<M: Machine> Core<M> {
     }
 
     pub(super) fn disconnected(&mut self, instance: InstanceId, connection: ConnectionId) {
-        if let Some(known) = self.instances.get_mut(&instance) {
-            known.disconnected(connection);
+        let Some(known) = self.instances.get_mut(&instance) else { return };
+        known.disconnected(connection);
+        // Who waits has the lowest weight, also to die: beside busy processes the kernel tells of its death many milliseconds after its
+        // sockets are closed, and whatever it was handed meanwhile would be lost.
+        let waits = known.serving.is_none() && !known.is_doomed();
+        if waits && known.running.as_ref().is_some_and(|running| running.is_ending()) {
+            self.exited(instance, invoke::Outcome::Exited(None));
         }
     }
 
