@@ -157,6 +157,56 @@ fn a_client_that_goes_away_stops_its_invocation_and_the_children_of_it() {
     }
 }
 
+/// Clients, for each core, of a function of 20 ms runs: three times as many as are served while one waits.
+const IMPATIENT_PER_CORE: usize = 48;
+const PATIENCE: Duration = Duration::from_millis(300);
+const ANSWERS: usize = 200;
+
+/// What clients got that ask again at once, whether they were answered or hung up.
+#[derive(Default)]
+struct Got {
+    answers: usize,
+    hung_up: usize,
+    instances: std::collections::BTreeSet<String>,
+}
+
+fn ask_impatiently(node: &Node, over: &AtomicBool, got: &std::sync::Mutex<Got>) {
+    let request = node.request("idle", "{\"do\":\"burn\",\"ms\":20}");
+    while !over.load(Ordering::Relaxed) {
+        let mut stream = node.connect();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let answered = answer(&mut BufReader::new(stream));
+        let mut got = got.lock().unwrap();
+        let Some((status, head, _)) = answered else {
+            got.hung_up += 1;
+            continue;
+        };
+        assert!(status == 200 && !head.iter().any(|line| line.starts_with("x-amz-function-error")), "{head:?}");
+        let instance = head.iter().find_map(|line| line.strip_prefix("x-takt-instance: ")).unwrap();
+        got.instances.insert(instance.to_owned());
+        got.answers += 1;
+    }
+}
+
+#[test]
+fn a_flood_of_clients_that_hang_up_is_served_on_instances_that_live_on() {
+    let node = node();
+    let clients = IMPATIENT_PER_CORE * std::thread::available_parallelism().unwrap().get();
+    let (over, got) = (AtomicBool::new(false), std::sync::Mutex::new(Got::default()));
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..clients).map(|_| scope.spawn(|| ask_impatiently(&node, &over, &got))).collect();
+        let done = || ANSWERS <= got.lock().unwrap().answers || asking.iter().any(std::thread::ScopedJoinHandle::is_finished);
+        crate::support::until("results in time", done);
+        over.store(true, Ordering::Relaxed);
+    });
+    let Got { answers, hung_up, instances } = got.into_inner().unwrap();
+    println!("{answers} answers of {} instances, {hung_up} hung up", instances.len());
+    // In order of arrival whoever is served hangs up meanwhile, and takes an instance with him.
+    assert!(answers / 8 < hung_up && instances.len() * 4 <= answers, "{answers} of {}, {hung_up} hung up", instances.len());
+    check(&node, 0);
+}
+
 #[test]
 fn a_body_beyond_the_limit_is_refused_before_it_is_read() {
     let node = node();

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 
 API = os.environ["AWS_LAMBDA_RUNTIME_API"]
 KEPT = []
@@ -26,6 +27,13 @@ def do_ok(event, context):
 
 def do_spin(event, context):
     while True:
+        pass
+
+
+def do_burn(event, context):
+    """Uses so much CPU time."""
+    enough = time.thread_time() + event["ms"] / 1000
+    while time.thread_time() < enough:
         pass
 
 
