@@ -38,7 +38,7 @@ pub(crate) struct Connections {
     pub(crate) lane: usize,
     /// On their way to each lane, with invocations that are.
     pub(crate) hand_overs: u32,
-    /// Of each stage at the door.
+    /// Of each stage at the door, at least 2: the last stage has two halves.
     pub(crate) stage: usize,
     /// That wait for their hand-over, of all functions.
     pub(crate) lines: usize,
@@ -70,7 +70,7 @@ impl Connections {
         Self {
             lane: part(OF_A_LANE),
             hand_overs: u32::try_from(part(u64::from(links::HAND_OVERS_MAX))).expect("invariant: no more than the whole"),
-            stage: part(OF_A_STAGE),
+            stage: part(OF_A_STAGE).max(2),
             lines: part(OF_THE_LINES),
             management: part(manage::CONNECTIONS_MAX as u64),
             to_management: part(manage::QUEUE_MAX as u64),

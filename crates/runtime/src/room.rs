@@ -37,12 +37,21 @@ impl<K: Ord + Clone> Room<K> {
 
     /// Takes one more place, if that makes no more than `most` of its own. Whoever never joined has no part.
     pub fn enter(&mut self, key: K, most: usize) -> Result<(), Full> {
+        self.enter_with(key, 1, most)
+    }
+
+    /// The same with `count` places at once, all of them or none.
+    pub fn enter_with(&mut self, key: K, count: usize, most: usize) -> Result<(), Full> {
+        if count == 0 {
+            return Ok(());
+        }
         let own = self.taken_by(&key);
         let half = self.places / 2;
         let part = if self.sharing.contains(&key) { (half / self.sharing.len()).max(1) } else { 0 };
-        if own < most && self.sum < self.places && (self.sum < half || own < part) {
-            self.taken.insert(key, own + 1);
-            self.sum += 1;
+        let (own, sum) = (own.saturating_add(count), self.sum.saturating_add(count));
+        if own <= most && sum <= self.places && (sum <= half || own <= part) {
+            self.taken.insert(key, own);
+            self.sum = sum;
             return Ok(());
         }
         Err(Full)
@@ -53,9 +62,20 @@ impl<K: Ord + Clone> Room<K> {
     /// # Panics
     /// When it has none.
     pub fn exit(&mut self, key: &K) {
+        self.exit_with(key, 1);
+    }
+
+    /// Gives `count` places back that were taken.
+    ///
+    /// # Panics
+    /// When it has fewer.
+    pub fn exit_with(&mut self, key: &K, count: usize) {
+        if count == 0 {
+            return;
+        }
         let own = self.taken.get_mut(key).expect("invariant: who gives a place back has one");
-        *own -= 1;
-        self.sum -= 1;
+        *own = own.checked_sub(count).expect("invariant: who gives places back has as many");
+        self.sum -= count;
         if *own == 0 {
             self.taken.remove(key);
         }
@@ -100,6 +120,15 @@ mod tests {
         room.exit(&0);
         assert_eq!(entered(&mut room, 0, 100, usize::MAX), 0, "the rest is for those within their parts");
         assert_eq!(entered(&mut room, 3, 100, usize::MAX), 10);
+    }
+
+    #[test]
+    fn many_places_are_taken_at_once_or_none() {
+        let mut room = shared_by(2, 80);
+        assert_eq!((room.enter_with(0, 30, 80), room.enter_with(0, 11, 80)), (Ok(()), Err(Full)));
+        assert_eq!((room.enter_with(1, 20, 80), room.taken_by(&0)), (Ok(()), 30), "its part");
+        room.exit_with(&0, 30);
+        assert_eq!((room.taken_by(&0), room.enter_with(0, usize::MAX, usize::MAX)), (0, Err(Full)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::{BufMut as _, BytesMut};
 use http::request::Parts;
 use model::{FunctionName, UrlAccess};
 use runtime::http1::{self, After, Connection, Error as WireError, Limits};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -101,12 +101,10 @@ pub(super) async fn serve(seat: Seat, first: First) {
         Ok(Err(end)) => return ended(seat, (stream, rest), end).await,
         Err(_) => return seat.door.count(if rest.unread.is_empty() { What::Idle } else { What::CutShort }),
     };
-    // A stream that cannot leave this thread's reactor is broken, and closed.
-    let Ok(stream) = stream.into_std() else { return };
     let door = Rc::clone(&seat.door);
     // Its request is there: nobody takes its place any more.
     drop(seat);
-    go_in_turn(door, First { stream, rest }, way).await;
+    go_in_turn(door, (stream, rest), way).await;
 }
 
 /// Answers, where there is something to say, and closes.
@@ -130,13 +128,46 @@ pub(super) async fn end(seat: Seat, first: First, end: End) {
     }
 }
 
-/// Hands the connection over, to the guaranteed lane when it is its turn.
-pub(super) async fn go_in_turn(door: Rc<Door>, first: First, way: Way) {
+/// Hands a connection over whose request is there, to the guaranteed lane when it is its turn.
+pub(super) async fn go(door: Rc<Door>, first: First, way: Way) {
+    let First { stream, rest } = first;
+    if let Ok(stream) = TcpStream::from_std(stream) {
+        go_in_turn(door, (stream, rest), way).await;
+    }
+}
+
+/// The same, unless its client hangs up before its turn: then its place is free, and its turn the next one's.
+async fn go_in_turn(door: Rc<Door>, (stream, mut rest): (TcpStream, Rest), way: Way) {
     let way = match way {
-        Way::Guaranteed(payer) => door.turn(payer).await.map_or(Way::BestEffort(Why::OverBudget), |()| way),
+        Way::Guaranteed(payer) => {
+            // It may wait long, beside many: no longer with room for more than it has read.
+            door.step(rest.unread.len());
+            rest.unread = BytesMut::from(&rest.unread[..]);
+            let turn = tokio::select! {
+                biased;
+                () = hung_up(&stream) => return door.count(What::HungUp),
+                turn = door.turn(payer) => turn,
+            };
+            turn.map_or(Way::BestEffort(Why::OverBudget), |()| way)
+        }
         Way::BestEffort(_) | Way::Management => way,
     };
-    first.go(&door, way);
+    // A stream that cannot leave this thread's reactor is broken, and closed.
+    if let Ok(stream) = stream.into_std() {
+        First { stream, rest }.go(&door, way);
+    }
+}
+
+/// Ends when the client has closed its side or the connection broke. What it sends ahead stays unread. Safe to drop at any point.
+async fn hung_up(stream: &TcpStream) {
+    loop {
+        match stream.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() => {}
+            Ok(_) | Err(_) => return,
+        }
+        // Something was sent ahead: only what comes after it is news. That this refuses is what it is for.
+        let _: io::Result<()> = stream.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
+    }
 }
 
 async fn refuse(stream: TcpStream, error: &WireError) -> Result<(), WireError> {

@@ -409,7 +409,7 @@ fn take_in(door: &Rc<Door>, tasks: &mut JoinSet<()>, mut first: First) {
     match first.look(door) {
         Ok(Found::Way(way)) => match way {
             Way::Guaranteed(payer) if door.turn_now(payer).is_err() => {
-                tasks.spawn_local(first::go_in_turn(Rc::clone(door), first, way));
+                tasks.spawn_local(first::go(Rc::clone(door), first, way));
             }
             Way::Guaranteed(_) | Way::BestEffort(_) | Way::Management => first.go(door, way),
         },

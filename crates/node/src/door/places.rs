@@ -52,9 +52,9 @@ impl<T> Stage<T> {
 }
 
 impl<T> Places<T> {
-    /// So many places `of_each` stage, at least 1.
+    /// So many places `of_each` stage, at least 2: the last one has two halves.
     pub(super) fn new(of_each: usize) -> Self {
-        assert!(0 < of_each, "invariant: a stage has a place");
+        assert!(2 <= of_each, "invariant: a stage has a place for each half");
         Self { silent: BTreeMap::new(), begun: Stage::new(), claimed: Stage::new(), let_in: Stage::new(), next: 0, of_each }
     }
 
@@ -95,7 +95,7 @@ impl<T> Places<T> {
 
     /// A connection whose head is there and showed the token. Returns who has to leave for it.
     pub(super) fn enter_let_in(&mut self, place: Place, who: T) -> Option<T> {
-        let (turn, most) = (self.count(), (self.of_each / 2).max(1));
+        let (turn, most) = (self.count(), self.of_each / 2);
         self.let_in.enter(turn, (place, who), most)
     }
 
@@ -107,7 +107,7 @@ impl<T> Places<T> {
 
     /// A connection whose head is there and claims a key. Returns who has to leave for it.
     pub(super) fn enter_claimed(&mut self, place: Place, who: T) -> Option<T> {
-        let (turn, most) = (self.count(), (self.of_each / 2).max(1));
+        let (turn, most) = (self.count(), self.of_each / 2);
         self.claimed.enter(turn, (place, who), most)
     }
 
@@ -198,8 +198,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_stage_holds_more_than_its_places_and_nobody_is_lost(steps in prop::collection::vec((0..6_u8, 0..40_usize), 0..200)) {
-            let mut places = Places::new(3);
+        fn no_stage_holds_more_than_its_places_and_nobody_is_lost(of_each in 2..5_usize, steps in prop::collection::vec((0..6_u8, 0..40_usize), 0..200)) {
+            let mut places = Places::new(of_each);
             let (mut came, mut out) = (Vec::new(), std::collections::BTreeSet::new());
             for (step, which) in steps {
                 let known = came.get(which % came.len().max(1)).copied();
@@ -219,9 +219,9 @@ mod tests {
                     }
                 };
                 prop_assert!(leaves.is_none_or(|place| out.insert(place)), "nobody leaves twice");
-                prop_assert!(places.silent.len() <= 3);
+                prop_assert!(places.silent.len() <= of_each && places.begun.taken.len() <= of_each);
+                prop_assert!(places.claimed.taken.len() + places.let_in.taken.len() <= of_each);
                 for stage in [&places.begun, &places.claimed, &places.let_in] {
-                    prop_assert!(stage.taken.len() <= 3);
                     prop_assert_eq!(stage.taken.len(), stage.turns.len());
                 }
                 prop_assert_eq!(places.taken() + out.len(), came.len());

@@ -181,6 +181,34 @@ fn a_line_is_as_long_as_its_queue_but_no_longer_than_a_deadline() {
 }
 
 #[test]
+fn who_hangs_up_in_a_line_costs_no_hand_over_and_leaves_its_place() {
+    local(async {
+        let mut world = World::new(1, 8).await;
+        let whole = request(&name(1), "", "{}");
+        let (payer, mut clients) = (Payer::Function(FunctionKey(1)), Vec::new());
+        let line = world.door.lines.borrow().get(&payer).unwrap().turn.clone();
+        let first = line.lock().await;
+        // One of them has sent more than its request.
+        for number in 0..10 {
+            clients.push(world.client(&whole.repeat(1 + usize::from(number == 4))).await);
+        }
+        while world.door.room.borrow().taken_by(&payer) < 10 {
+            tokio::task::yield_now().await;
+        }
+        let stays = clients.pop();
+        drop(clients);
+        while world.counted(What::HungUp) < 9 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(world.door.room.borrow().taken_by(&payer), 1);
+        drop(first);
+        assert_eq!(unread(world.guaranteed.recv().await), whole);
+        assert_eq!(world.counted(What::Moved(Why::Guaranteed)), 1);
+        drop(stays);
+    });
+}
+
+#[test]
 fn those_that_send_nothing_or_never_end_give_way_to_whoever_sends() {
     local(async {
         let mut world = World::new(1, 4).await;

@@ -13,7 +13,6 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use model::{Class, FunctionKey, InvocationId, LeaseId, Time, UrlAccess};
 use runtime::http1::{After, Connection, Error as WireError, Limits};
-use runtime::room::Full;
 use runtime::sys::clock;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::OwnedPermit;
@@ -22,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::core::refused;
 use super::counts::{What, Why};
-use super::forward::Way;
+use super::forward::{NoWay, Way};
 use super::machine::Machine;
 use super::message::{Moved, Traffic};
 use super::paced::Paced;
@@ -162,6 +161,10 @@ impl Manners {
 /// Serves a connection until it closes or moves on.
 pub(super) async fn serve<M: Machine>(seat: Seat<M>, moved: Moved, silence: Silence) {
     let lane = Rc::clone(&seat.lane);
+    // Who hung up on the way here gets no invocation started for it, only to be killed with its instance.
+    if lane.lane() == lanes::Lane::Guaranteed && has_hung_up(&moved.stream) {
+        return lane.count(What::HungUp);
+    }
     let Ok(stream) = TcpStream::from_std(moved.stream) else { return };
     let stream = Paced::new(stream, lane.for_clients.clone());
     let connection = Connection::with_buffer(stream, moved.unread);
@@ -365,8 +368,7 @@ impl<M: Machine> Client<M> {
         self.run_and_answer(request, &route, wants, &trace).await
     }
 
-    /// Input for a lease goes to the guaranteed lane once that is paid for: who sends it showed a token, or a signature that is
-    /// proved there.
+    /// Input for a lease goes to the guaranteed lane once that is paid for: who sends it showed the token.
     async fn go_to_lease(&mut self) -> Turn {
         let may_go = tokio::select! {
             biased;
@@ -375,10 +377,11 @@ impl<M: Machine> Client<M> {
         };
         match may_go {
             Ok(()) => Turn::Move(Destination::OtherLane(Why::Guaranteed)),
-            Err(Full) => {
+            Err(NoWay::Full) => {
                 self.lane.count(What::RefusedBusy);
                 self.refuse(busy()).await
             }
+            Err(NoWay::Draining) => self.refuse(draining()).await,
         }
     }
 
@@ -687,11 +690,27 @@ pub(crate) const BUSY: &str =
     "{\"Type\":\"Service\",\"code\":\"busy\",\"message\":\"too many connections wait to be served; come again in a second\"}";
 
 fn busy() -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from_static(BUSY.as_bytes()));
+    unavailable(BUSY)
+}
+
+fn draining() -> Response<Bytes> {
+    unavailable("{\"Type\":\"Service\",\"code\":\"draining\",\"message\":\"the node is shutting down\"}")
+}
+
+fn unavailable(text: &'static str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from_static(text.as_bytes()));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response
+}
+
+/// Whether the client of a socket that does not block has closed its side, as far as that is known without waiting.
+fn has_hung_up(stream: &std::net::TcpStream) -> bool {
+    match stream.peek(&mut [0]) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+    }
 }
 
 /// Tells a connection that is closed unread why. The answer fits into the empty buffer of its socket, so that nothing waits.

@@ -17,6 +17,8 @@ pub(crate) enum What {
     RefusedBusy,
     /// Closed before a whole request of it was there: it broke off, was none, or was too slow.
     CutShort,
+    /// Its client closed it after a whole request, before that was served.
+    HungUp,
     /// Closed because nothing came for long.
     Idle,
     /// Closed while nothing came, because others wanted its place.
@@ -43,7 +45,7 @@ pub(crate) enum Why {
 }
 
 impl What {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Accepted,
         Self::FromDoor,
         Self::TakenOver,
@@ -55,6 +57,7 @@ impl What {
         Self::ToManagement,
         Self::RefusedBusy,
         Self::CutShort,
+        Self::HungUp,
         Self::Idle,
         Self::EvictedSilent,
         Self::EvictedBegun,
@@ -75,6 +78,7 @@ impl What {
             Self::ToManagement => "moved-management",
             Self::RefusedBusy => "refused-busy",
             Self::CutShort => "cut-short",
+            Self::HungUp => "hung-up",
             Self::Idle => "idle",
             Self::EvictedSilent => "evicted-silent",
             Self::EvictedBegun => "evicted-begun",

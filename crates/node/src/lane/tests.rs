@@ -1,5 +1,6 @@
 //! Lanes driven by hand: a machine that does as told, real connections on loopback, and queues that nobody else reads.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -261,7 +262,7 @@ fn twelve_functions_that_flood_at_once_get_the_budget_of_one_node() {
 }
 
 /// Tells a best-effort lane what a function is guaranteed in the other one.
-fn mirror(lane: &Lane<Fake>, key: u64, terms: &[(&str, &str)]) {
+pub(super) fn mirror(lane: &Lane<Fake>, key: u64, terms: &[(&str, &str)]) {
     let reservation = Box::new(reservation(terms));
     lane.with(|core| core.command(Command::Mirror { function: FunctionKey(key), reservation }));
 }
@@ -278,6 +279,36 @@ fn reservation(terms: &[(&str, &str)]) -> Reservation {
         response_bound: Duration::from_secs(3),
         tolerance: Duration::ZERO,
     }
+}
+
+#[test]
+fn who_hung_up_on_the_way_to_the_guaranteed_lane_starts_nothing() {
+    on_lane(async || {
+        let arrivals = Rc::new(Cell::new(0));
+        let seen = Rc::clone(&arrivals);
+        let (lane, _outside) = lane_with(lanes::Lane::Guaranteed, 64, move |_, event, _| {
+            seen.set(seen.get() + u32::from(matches!(event, Event::Arrived { .. })));
+        });
+        route(&lane, "beat", 1);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let unread = || bytes::BytesMut::from(request("beat", "", "{}").as_bytes());
+        let mut stays = Vec::new();
+        for hangs_up in [true, false] {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            if hangs_up {
+                drop(client);
+                stream.readable().await.unwrap();
+            } else {
+                stays.push(client);
+            }
+            lane.connect(Moved { stream: stream.into_std().unwrap(), peer, unread: unread(), manners: Manners::default() });
+        }
+        while arrivals.get() == 0 || counted(&lane, What::HungUp) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((arrivals.get(), counted(&lane, What::HungUp)), (1, 1));
+    });
 }
 
 /// Installs `f` beside `n`; says what the lane's machine was told.
@@ -350,7 +381,7 @@ fn every_large_request_that_conforms_goes_to_the_guaranteed_lane_and_the_rest_wi
 
 /// Refuses whatever arrives.
 #[expect(clippy::needless_pass_by_value, reason = "a machine is given its events")]
-fn refuse_all(_: Time, event: Event, actions: &mut Vec<Action>) {
+pub(super) fn refuse_all(_: Time, event: Event, actions: &mut Vec<Action>) {
     if let Event::Arrived { id, .. } = event {
         actions.push(Action::Refuse { id, refusal: Refusal::Draining });
     }
