@@ -17,7 +17,6 @@ use plan::admission::NodeCapacity;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use runtime::environment::Credentials;
-use runtime::forward::Sockets;
 use runtime::host::{Grant, Protection};
 use runtime::launcher::{self, Serves, Standing};
 use runtime::sandbox::{self, Language};
@@ -443,7 +442,7 @@ fn start_helpers(
     });
     scribing.map_err(failed)?;
     let forwarding = threads.start_async("network", move || async move {
-        starter::forward(networks, Sockets::new(sockets)).await;
+        starter::forward(networks, sockets).await;
         Ok(())
     });
     forwarding.map_err(failed)

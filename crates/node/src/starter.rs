@@ -75,6 +75,7 @@ pub(crate) struct NetworkKit {
 pub(crate) struct NetworkOrder {
     tun: OwnedFd,
     function: FunctionName,
+    on: Placement,
     policy: Arc<Policy>,
     ends: oneshot::Receiver<()>,
 }
@@ -277,7 +278,7 @@ async fn start(
             let (ends_with, ends) = oneshot::channel();
             let policy = Arc::new(kit.policy(image.spec.outbound.clone()));
             // Without a forwarder its packets go nowhere, as on a machine whose network is down.
-            let _ = networks.send(NetworkOrder { tun, function: image.spec.name.clone(), policy, ends }).await;
+            let _ = networks.send(NetworkOrder { tun, function: image.spec.name.clone(), on, policy, ends }).await;
             Some(ends_with)
         }
     };
@@ -408,15 +409,21 @@ impl Shares {
     }
 }
 
-/// Runs forwarders, with so many sockets at most, until the queue of orders closes.
-pub(crate) async fn forward(mut orders: mpsc::Receiver<NetworkOrder>, sockets: Sockets) {
+/// Runs forwarders, with so many sockets at most, until the queue of orders closes. Half of the sockets are for functions with a
+/// guarantee, so that nothing best effort does takes them.
+pub(crate) async fn forward(mut orders: mpsc::Receiver<NetworkOrder>, sockets: usize) {
     let mut running = JoinSet::new();
+    let guaranteed = Sockets::new(sockets.div_ceil(2));
+    let best_effort = Sockets::new(sockets / 2);
     loop {
         tokio::select! {
             order = orders.recv() => match order {
                 None => return,
-                Some(NetworkOrder { tun, function, policy, ends }) => {
-                    let share = sockets.share(function);
+                Some(NetworkOrder { tun, function, on, policy, ends }) => {
+                    let share = match on {
+                        Placement::RealTime { .. } => guaranteed.share(function),
+                        Placement::BestEffort => best_effort.share(function),
+                    };
                     running.spawn(async move {
                         tokio::select! {
                             _ = forward::run(tun, policy, share) => {}

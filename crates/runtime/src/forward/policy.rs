@@ -1,10 +1,13 @@
 //! What an instance may reach.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Outbound, Peer};
 use tokio::net::UdpSocket;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::dns;
@@ -12,6 +15,13 @@ use super::dns;
 /// A query must be answered within this time.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 const ANSWER_BYTES: usize = 4096;
+/// Names of peers that the C library looks up at once, in all of this process. Each keeps a thread and a descriptor or two for as
+/// long as it takes, which is longer than anybody waits for it.
+const LOOKUPS_AT_ONCE: usize = 64;
+/// The same for one instance.
+const LOOKUPS_OF_ONE: usize = 1;
+
+static LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS_AT_ONCE);
 /// The address at which clouds hand a machine's own credentials to whoever asks.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
@@ -34,6 +44,7 @@ pub struct Policy {
     own: SocketAddr,
     /// Whether an address is one of this machine's, at which the node's port is the node's too.
     is_own: fn(IpAddr) -> bool,
+    lookups: Arc<Semaphore>,
 }
 
 impl Policy {
@@ -46,7 +57,8 @@ impl Policy {
         own: SocketAddr,
         is_own: fn(IpAddr) -> bool,
     ) -> Self {
-        Self { outbound, resolver: resolver.into(), upstream, own, is_own }
+        let lookups = Arc::new(Semaphore::new(LOOKUPS_OF_ONE));
+        Self { outbound, resolver: resolver.into(), upstream, own, is_own, lookups }
     }
 
     pub(super) fn resolver(&self) -> IpAddr {
@@ -64,7 +76,7 @@ impl Policy {
             Outbound::None => Verdict::Refused,
             Outbound::Only(peers) => {
                 for peer in peers.iter().filter(|peer| peer.port == target.port()) {
-                    if names(peer, target.ip()).await {
+                    if self.names(peer, target.ip()).await {
                         return Verdict::Allowed;
                     }
                 }
@@ -108,16 +120,25 @@ impl Policy {
         answer.truncate(count);
         Some(answer)
     }
-}
 
-/// Whether a peer's host is this address, or a name that stands for it now.
-async fn names(peer: &Peer, address: IpAddr) -> bool {
-    if let Ok(literal) = peer.host.parse::<IpAddr>() {
-        return literal == address;
+    /// Whether a peer's host is this address, or a name that stands for it now.
+    async fn names(&self, peer: &Peer, address: IpAddr) -> bool {
+        match peer.host.parse::<IpAddr>() {
+            Ok(literal) => literal == address,
+            Err(_) => matches!(timeout(RESOLVE_WITHIN, self.look_up(peer)).await, Ok(Some(found)) if found.contains(&address)),
+        }
     }
-    match timeout(RESOLVE_WITHIN, tokio::net::lookup_host((peer.host.as_str(), peer.port))).await {
-        Ok(Ok(mut found)) => found.any(|found| found.ip() == address),
-        Ok(Err(_)) | Err(_) => false,
+
+    /// The addresses of a peer's name. Its places are taken until the look-up has ended, though nobody may wait for it any more.
+    async fn look_up(&self, peer: &Peer) -> Option<Vec<IpAddr>> {
+        let of_one = Arc::clone(&self.lookups).acquire_owned().await.ok()?;
+        let of_all = LOOKUPS.acquire().await.ok()?;
+        let (host, port) = (peer.host.clone(), peer.port);
+        let looked_up = spawn_blocking(move || {
+            let _places = (of_one, of_all);
+            (host.as_str(), port).to_socket_addrs().ok().map(|found| found.map(|address| address.ip()).collect())
+        });
+        looked_up.await.ok()?
     }
 }
 
@@ -145,6 +166,21 @@ mod tests {
     fn policy(outbound: Outbound) -> Policy {
         let is_own = |ip: IpAddr| ip == IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
         Policy::new(outbound, Ipv4Addr::new(10, 0, 0, 1), None, "127.0.0.1:9000".parse().unwrap(), is_own)
+    }
+
+    #[tokio::test]
+    async fn a_look_up_that_nobody_waits_for_keeps_its_place_and_one_at_a_time_is_made_of_an_instance() {
+        let policy = policy(Outbound::None);
+        let peer = "localhost:1".parse().unwrap();
+        let held = Arc::clone(&policy.lookups).acquire_owned().await.unwrap();
+        tokio::select! {
+            biased;
+            _ = policy.look_up(&peer) => panic!("another is being made"),
+            () = tokio::task::yield_now() => {}
+        }
+        drop(held);
+        assert!(policy.look_up(&peer).await.unwrap().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert_eq!(policy.lookups.available_permits(), LOOKUPS_OF_ONE);
     }
 
     async fn check(outbound: Outbound, target: &str, expected: Verdict) {
