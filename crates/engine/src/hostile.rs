@@ -72,6 +72,7 @@ impl Seen {
             5 => Event::PreInvoke { lease: LeaseId(b % 5), function, lead: MS * 9 },
             6 => Event::Abandoned { id },
             7..=9 => Event::Ready { instance },
+            10 if b % 3 == 0 => Event::Dying { instance },
             10 => Event::Gone { instance },
             11 if b % 3 == 0 => Event::Delivered { id, at: Time::from_nanos(b) },
             11 if b % 3 == 1 => {

@@ -115,6 +115,11 @@ pub enum Event {
         instance: InstanceId,
         wanted: Duration,
     },
+    /// The program of an instance that waits ends, or seems to: it is handed nothing more, and killed so that this is true.
+    /// [`Event::Gone`] follows. Of an instance that does not wait this says nothing.
+    Dying {
+        instance: InstanceId,
+    },
     /// The instance is no more: it could not be started, crashed, or was killed as asked.
     Gone {
         instance: InstanceId,

@@ -314,6 +314,12 @@ impl World {
         }
     }
 
+    /// The program of an instance that waits ends, and its lane sees that before it is gone.
+    pub(crate) fn end_idle(&mut self) {
+        let idle = self.instances.iter().find(|(_, sim)| sim.state == SimState::Ready).map(|(id, _)| *id);
+        self.tell(Event::Dying { instance: idle.expect("an instance waits") });
+    }
+
     pub(crate) fn instances_of(&self, key: u64) -> usize {
         self.instances.values().filter(|sim| sim.function == FunctionKey(key) && sim.state != SimState::Killed).count()
     }
@@ -373,9 +379,10 @@ impl World {
                     | Event::Measured { id, .. }
                     | Event::Overran { id, .. } => !self.open.contains_key(id),
                     Event::Ready { instance } => !self.instances.get(instance).is_some_and(|sim| sim.state != SimState::Killed),
-                    Event::Begun { instance } | Event::Gone { instance } | Event::Warmed { instance, .. } => {
-                        !self.instances.contains_key(instance)
-                    }
+                    Event::Begun { instance }
+                    | Event::Dying { instance }
+                    | Event::Gone { instance }
+                    | Event::Warmed { instance, .. } => !self.instances.contains_key(instance),
                     Event::Install(_) | Event::Revise(_) | Event::Remove { .. } | Event::Arrived { .. } => false,
                     Event::Supplied { .. } | Event::PreInvoke { .. } | Event::Abandoned { .. } => false,
                     Event::ProbeGap { .. } | Event::Drain => false,

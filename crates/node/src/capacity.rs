@@ -32,7 +32,8 @@ const PIECE_COST: Duration = Duration::from_micros(30);
 const ASK_COST: Duration = Duration::from_micros(30);
 /// One look at what the threads of an invocation do: a directory and up to 17 files of `/proc`.
 const STATE_COST: Duration = Duration::from_micros(100);
-/// One look at an instance that answered and has not asked: a timer, a clock of the CPU, and at most its threads' class.
+/// One look at an instance that answered and has not asked: a timer, a clock of the CPU, and at most its threads' class. Or at one
+/// whose connection closed while it waits: a file of `/proc` that says what one thread does.
 const LOOK_COST: Duration = Duration::from_micros(20);
 /// An instance's start and end, without what it asks meanwhile.
 const START_COST: Duration = Duration::from_micros(150);

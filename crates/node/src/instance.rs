@@ -53,6 +53,12 @@ impl Running {
         Self { handle: None, program: own, meter, schedstat: None, starting, _network: None }
     }
 
+    /// Stands for an instance of this program, which is not killed.
+    #[cfg(test)]
+    pub(crate) fn of_program(program: Pid) -> Self {
+        Self { program, ..Self::stand_in() }
+    }
+
     /// Kills it; its death is told like any other.
     pub(crate) fn kill(&self) {
         // The only failure is that it is dead already.
@@ -89,10 +95,12 @@ impl Running {
         })
     }
 
-    /// Whether its program ends or has ended. Its last thread closes its sockets after that is to be seen.
+    /// Whether the first thread of its program ends or has ended: if the program does, this is to be seen before its sockets are
+    /// closed. Other threads may live on, and are not looked at: a program may have hundreds.
     pub(crate) fn is_ending(&self) -> bool {
-        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.program.as_raw_nonzero()));
-        self.handle.is_some() && stat().map_or(true, |text| ends(&text))
+        let pid = self.program.as_raw_nonzero();
+        let stat = || std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat"));
+        stat().map_or(true, |text| ends(&text))
     }
 
     /// Whether its start is not over.

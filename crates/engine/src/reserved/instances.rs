@@ -383,6 +383,29 @@ impl Engine {
         self.leases.insert(id, lease);
     }
 
+    /// An instance that waits seems to end: it is replaced as if it were gone, but its place is its own until it is. One of a
+    /// version that does not serve yet is handed nothing anyway; why it ended is known when it is gone.
+    pub(super) fn dying(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
+        let Some(Instance { function: key, code, state, .. }) = self.instances.get(&id).cloned() else { return };
+        if self.functions.get(&key).and_then(|function| function.serving.as_ref()).is_none_or(|serving| serving.id != code) {
+            return;
+        }
+        match state {
+            State::Idle => {
+                self.kill(id, actions);
+                self.lose(id, None);
+                self.start_failed(id, key, actions);
+            }
+            State::Held { lease } => {
+                self.kill(id, actions);
+                self.lose(id, None);
+                self.reseat(lease, actions);
+            }
+            State::Starting { .. } | State::Busy { .. } | State::Finishing { .. } | State::Dying => return,
+        }
+        self.replenish(key, actions);
+    }
+
     /// The instance is no more.
     pub(super) fn gone(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
         let Some(instance) = self.instances.get_mut(&id) else { return };

@@ -273,6 +273,7 @@ impl Engine {
             Event::PreInvoke { lease, function, lead } => self.pre_invoke(lease, function, lead, actions),
             Event::Abandoned { id } => self.abandoned(id, actions),
             Event::Ready { instance } => self.ready(instance, actions),
+            Event::Dying { instance } => self.dying(instance, actions),
             Event::Gone { instance } => self.gone(instance, actions),
             Event::Delivered { id, at } => self.delivered(id, at),
             Event::Started { id, at } => self.started(id, at),

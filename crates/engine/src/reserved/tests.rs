@@ -534,3 +534,75 @@ fn instances_that_die_at_work_again_and_again_are_replaced_ever_later() {
     // 400 invocations came; the pauses double from 10 ms up to 5 s.
     assert!(crashed < 40 && abandoned < 40, "{crashed} starts after crashes, {abandoned} after clients left");
 }
+
+#[test]
+fn an_idle_instance_that_ends_is_replaced_and_keeps_its_place_until_it_is_gone() {
+    for instances in [1, 2] {
+        let mut subject = subject(1, per_second(20), 1, 5 * MS);
+        subject.reservation().shards = vec![Shard { core: 0, priority: 9, instances, warm: 1 }];
+        let mut world = serving(&[&subject]);
+        world.end_idle();
+        assert_eq!(world.instances_of(1), instances as usize - 1, "a successor starts where K = {instances} has room");
+        world.run_for(Duration::from_secs(1));
+        assert_eq!(world.instances_of(1), 1);
+        world.arrive_in(Duration::ZERO, 1, None);
+        world.run_for(Duration::from_secs(1));
+        assert_eq!((world.starts.len(), waits(&world), causes(&world)), (1, 0, vec![]));
+    }
+}
+
+/// An engine of a function with two instances at most and one warm, which starts, and that instance.
+fn starting() -> (Engine, model::InstanceId) {
+    let mut subject = subject(1, per_second(20), 1, 5 * MS);
+    subject.terms().lead = 50 * MS;
+    subject.reservation().shards = vec![Shard { core: 0, priority: 9, instances: 2, warm: 1 }];
+    let mut engine = Engine::new(Options::default());
+    let instance = started(&told(&mut engine, Event::Install(Box::new(subject.deployment))));
+    (engine, instance)
+}
+
+fn told(engine: &mut Engine, event: Event) -> Vec<Action> {
+    let mut actions = Vec::new();
+    engine.handle(Time::from_millis(1_000), event, &mut actions);
+    actions
+}
+
+fn started(actions: &[Action]) -> model::InstanceId {
+    let start = |action: &Action| if let Action::Start { instance, .. } = action { Some(*instance) } else { None };
+    actions.iter().find_map(start).expect("one is started")
+}
+
+#[test]
+fn a_lease_whose_instance_ends_gets_another() {
+    let (mut engine, instance) = starting();
+    told(&mut engine, Event::Ready { instance });
+    let lease = model::LeaseId(1);
+    let held = told(&mut engine, Event::PreInvoke { lease, function: FunctionKey(1), lead: 50 * MS });
+    let dying = told(&mut engine, Event::Dying { instance });
+    assert_eq!(dying, [Action::Kill { instance }]);
+    let ready = told(&mut engine, Event::Ready { instance: started(&held) });
+    assert!(matches!(ready[..], [Action::LeaseReady { .. }]), "{ready:?}");
+}
+
+#[test]
+fn who_starts_or_works_is_not_taken_for_one_that_ends() {
+    let (mut engine, instance) = starting();
+    assert_eq!(told(&mut engine, Event::Dying { instance }), []);
+    told(&mut engine, Event::Ready { instance });
+    let id = model::InvocationId::from_u128(1);
+    told(&mut engine, Event::Arrived { id, function: FunctionKey(1), deadline: None });
+    assert_eq!(told(&mut engine, Event::Dying { instance }), []);
+    told(&mut engine, Event::Ended { id, end: End::Succeeded, cpu: MS });
+    assert_eq!(told(&mut engine, Event::Dying { instance }), []);
+}
+
+#[test]
+fn why_an_instance_of_a_version_ended_that_does_not_serve_yet_is_known_when_it_is_gone() {
+    let mut subject = subject(1, per_second(20), 1, 5 * MS);
+    subject.reservation().shards = vec![Shard { core: 0, priority: 9, instances: 2, warm: 2 }];
+    let mut engine = Engine::new(Options::default());
+    let instance = started(&told(&mut engine, Event::Install(Box::new(subject.deployment))));
+    told(&mut engine, Event::Ready { instance });
+    assert_eq!(told(&mut engine, Event::Dying { instance }), []);
+    started(&told(&mut engine, Event::Gone { instance }));
+}

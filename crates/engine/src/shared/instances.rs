@@ -287,6 +287,15 @@ impl Engine {
         }
     }
 
+    /// An instance that waits seems to end: it is replaced as if it were gone, but its memory is its own until it is.
+    pub(super) fn dying(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
+        let Some(Instance { function: key, code, state: State::Idle { .. }, .. }) = self.instances.get(&id) else { return };
+        let (key, code) = (*key, *code);
+        self.kill(id, actions);
+        self.start_failed(key, code, actions);
+        self.refresh(key);
+    }
+
     pub(super) fn gone(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
         self.leave_idle(id);
         self.leave(id);

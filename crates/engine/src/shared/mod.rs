@@ -312,6 +312,7 @@ impl Engine {
             Event::PreInvoke { lease, .. } => actions.push(Action::LeaseRefused { lease, refusal: Refusal::NoLease }),
             Event::Abandoned { id } => self.abandoned(id, actions),
             Event::Ready { instance } => self.ready(instance, actions),
+            Event::Dying { instance } => self.dying(instance, actions),
             Event::Gone { instance } => self.gone(instance, actions),
             Event::Measured { id, taken } => self.measured(id, taken),
             Event::Warmed { instance, wanted } => self.warmed(instance, wanted),

@@ -845,3 +845,32 @@ fn seeded_floods_are_shared_alike_and_leave_no_core_idle() {
 fn seeded_stories_keep_every_limit_and_answer_everybody() {
     for_each_seed(story);
 }
+
+#[test]
+fn an_idle_instance_that_ends_is_handed_nothing_and_holds_its_memory_until_it_is_gone() {
+    let mut world = World::new(1, options());
+    world.install(deployment(1, "a", 700), 5 * MS);
+    world.arrive(1);
+    world.run_for(Duration::from_secs(1));
+    let instance = *world.ready.first().unwrap();
+    world.tell(Event::Dying { instance });
+    world.tell(Event::Dying { instance });
+    assert!(world.killed.contains(&instance));
+    world.arrive(1);
+    assert_eq!(world.starts, 1, "two are more than the memory");
+    world.run_for(Duration::from_secs(1));
+    assert_eq!((world.starts, world.delivered.len(), world.open.len()), (2, 2, 0));
+}
+
+#[test]
+fn an_instance_at_work_is_not_taken_for_one_that_ends() {
+    let mut world = World::new(1, options());
+    world.install(deployment(1, "a", 128), 5 * MS);
+    world.arrive(1);
+    let instance = *world.instances.keys().next().unwrap();
+    world.tell(Event::Dying { instance });
+    world.run_for(COLD + MS);
+    world.tell(Event::Dying { instance });
+    world.run_for(Duration::from_secs(1));
+    assert_eq!((world.starts, world.delivered.len(), world.killed.len()), (1, 1, 0));
+}

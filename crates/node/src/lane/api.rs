@@ -170,10 +170,10 @@ impl<M: Machine> Core<M> {
         let Some(known) = self.instances.get_mut(&instance) else { return };
         known.disconnected(connection);
         // Who waits has the lowest weight, also to die: beside busy processes the kernel tells of its death many milliseconds after its
-        // sockets are closed, and whatever it was handed meanwhile would be lost.
-        let waits = known.serving.is_none() && !known.is_doomed();
-        if waits && known.running.as_ref().is_some_and(|running| running.is_ending()) {
-            self.exited(instance, invoke::Outcome::Exited(None));
+        // sockets are closed, and whatever it was handed meanwhile would be lost. It is killed, because a thread may live on.
+        let Some(running) = known.running.clone().filter(|_| known.waits_unconnected()) else { return };
+        if self.returning.may_look(known.function, clock::now()) && running.is_ending() {
+            self.event(Event::Dying { instance });
         }
     }
 

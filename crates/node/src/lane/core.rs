@@ -72,7 +72,7 @@ pub(crate) struct Core<M> {
     counted: Vec<Counters>,
     drained: Option<oneshot::Sender<()>>,
     /// Functions whose warm reserve the control plane waits for; few, as it waits for one deployment at a time.
-    warming: Vec<(FunctionKey, oneshot::Sender<Duration>)>,
+    pub(super) warming: Vec<(FunctionKey, oneshot::Sender<Duration>)>,
     /// What the guaranteed functions may have this lane do beyond their guarantees: in the guaranteed lane requests that take
     /// no slot, in the other one connections that are sent to the guaranteed lane, and requests beyond the envelope.
     excess: Shares<Payer>,
@@ -345,6 +345,10 @@ impl<M: Machine> Core<M> {
             return;
         }
         for (function, done) in std::mem::take(&mut self.warming) {
+            // The control plane gave up waiting.
+            if done.is_closed() {
+                continue;
+            }
             let known = self.functions.get(&function);
             if known.is_some() && !self.machine.is_warm(function) {
                 self.warming.push((function, done));

@@ -22,7 +22,8 @@ use crate::budget::Shares;
 use crate::lanes::Lane;
 use crate::runtime_cost;
 
-/// Looks at instances that answered and did not ask, per second and at once, that admission accounts for.
+/// Looks at instances that answered and did not ask, or whose last connection closed while they wait, per second and at once,
+/// that admission accounts for.
 pub(crate) const LOOKS_PER_SECOND: u32 = 500;
 pub(crate) const LOOKS_AT_ONCE: u32 = 4;
 /// Between two looks at one that is pushed aside: twice as long after each.
@@ -156,7 +157,7 @@ impl Returning {
     }
 
     /// Whether a function's part allows one more look.
-    fn may_look(&mut self, function: FunctionKey, now: Time) -> bool {
+    pub(super) fn may_look(&mut self, function: FunctionKey, now: Time) -> bool {
         self.looks.join(function);
         self.looks.spend(function, now).is_ok()
     }

@@ -148,6 +148,12 @@ impl Instance {
         self.fate == Fate::Doomed
     }
 
+    /// Whether it waits for an invocation, and its Runtime API has no connection of it.
+    pub(super) fn waits_unconnected(&self) -> bool {
+        let waits = self.class == Settling::Settled && self.serving.is_none() && self.answered.is_none();
+        waits && !self.is_doomed() && self.open.is_empty()
+    }
+
     /// The core its threads are pinned to.
     pub(super) fn core(&self) -> Option<u16> {
         match self.on {

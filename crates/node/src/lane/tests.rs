@@ -45,14 +45,17 @@ impl Machine for Fake {
         true
     }
 
-    fn is_warm(&self, _: FunctionKey) -> bool {
-        true
+    fn is_warm(&self, function: FunctionKey) -> bool {
+        function != COLD
     }
 
     fn counters(&self) -> Vec<Counters> {
         Vec::new()
     }
 }
+
+/// The function that never has its warm reserve.
+const COLD: FunctionKey = FunctionKey(99);
 
 /// What leaves a lane.
 pub(super) struct Outside {
@@ -593,5 +596,81 @@ fn what_a_connection_comes_to_is_counted() {
         let mut odd = client_of(&lane).await;
         assert!(ask(&mut odd, &mut outside, "no request\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 400"));
         assert_eq!([What::CutShort, What::Request].map(|what| counted(&lane, what)), [1, 1]);
+    });
+}
+
+#[test]
+fn who_gave_up_waiting_for_a_warm_reserve_is_forgotten() {
+    on_lane(async || {
+        let (lane, _outside) = lane_with(lanes::Lane::Guaranteed, 64, |_, _, _| {});
+        install(&lane, "cold", COLD.0);
+        let wait = || {
+            let (done, waits) = tokio::sync::oneshot::channel();
+            lane.with(|core| core.command(Command::Warm { function: COLD, done }));
+            waits
+        };
+        (0..10).for_each(|_| drop(wait()));
+        let _waits = wait();
+        assert_eq!(lane.core.borrow().warming.len(), 1);
+    });
+}
+
+/// A lane with instance 1, whose program has ended; the second notes whether the machine was told so.
+fn with_a_dead_instance() -> (Rc<Lane<Fake>>, Rc<RefCell<Vec<Event>>>) {
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let noted = Rc::clone(&told);
+    let (lane, _outside) = lane_with(lanes::Lane::BestEffort, 64, move |_, event, actions| {
+        if let Event::Install(deployment) = event {
+            let (function, version) = (deployment.function, deployment.version);
+            actions.push(Action::Start { instance: InstanceId(1), function, version, on: Placement::BestEffort });
+        } else {
+            noted.borrow_mut().push(event);
+        }
+    });
+    install(&lane, "dead", 1);
+    let mut program = std::process::Command::new("true").spawn().unwrap();
+    let running = Arc::new(crate::instance::Running::of_program(rustix::process::Pid::from_child(&program)));
+    program.wait().unwrap();
+    assert!(lane.with(|core| core.started(InstanceId(1), &running, clock::now())));
+    (lane, told)
+}
+
+/// Opens a connection of the instance to its Runtime API.
+async fn api_connection(lane: &Lane<Fake>) -> runtime::api::ConnectionId {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    lane.with(|core| core.connected(InstanceId(1), paced::Shared::new(stream))).unwrap()
+}
+
+#[test]
+fn a_program_that_ends_is_noticed_when_its_last_connection_closes_while_it_waits() {
+    on_lane(async || {
+        let (lane, told) = with_a_dead_instance();
+        let close = |connection| lane.with(|core| core.disconnected(InstanceId(1), connection));
+        close(api_connection(&lane).await);
+        assert!(told.borrow().is_empty(), "a start that fails says itself why");
+        lane.with(|core| core.instances.get_mut(&InstanceId(1)).unwrap().settle());
+        let (first, last) = (api_connection(&lane).await, api_connection(&lane).await);
+        close(first);
+        assert!(told.borrow().is_empty(), "it has a connection left");
+        close(last);
+        assert_eq!(told.take(), [Event::Dying { instance: InstanceId(1) }]);
+        assert!(lane.core.borrow().instances.contains_key(&InstanceId(1)), "it is there until its death is told");
+    });
+}
+
+#[test]
+fn whether_programs_end_is_looked_at_within_a_budget() {
+    on_lane(async || {
+        let (lane, told) = with_a_dead_instance();
+        lane.with(|core| core.instances.get_mut(&InstanceId(1)).unwrap().settle());
+        let begun = clock::now();
+        for _ in 0..1_000 {
+            let connection = api_connection(&lane).await;
+            lane.with(|core| core.disconnected(InstanceId(1), connection));
+        }
+        let seconds = u32::try_from(clock::now().since(begun).as_secs()).unwrap() + 1;
+        let most = idle::LOOKS_AT_ONCE + idle::LOOKS_PER_SECOND * seconds;
+        assert!((1..=most as usize).contains(&told.borrow().len()), "{} looks", told.borrow().len());
     });
 }
