@@ -39,6 +39,13 @@ impl Service {
             self.withdraw_class(&draft).await;
             return Err(error);
         }
+        if let Err(error) = self.give_class(&draft).await {
+            for (grant, admitted) in self.given(&draft) {
+                self.record_ended(&grant.demand.function, admitted.generation, EndedBecause::Withdrawn);
+            }
+            self.withdraw_class(&draft).await;
+            return Err(error);
+        }
         self.finish_class(draft).await;
         Ok(())
     }
@@ -58,10 +65,14 @@ impl Service {
         Ok(Draft { between: self.book.on_the_way_to(&next), class, next, members })
     }
 
-    /// Has everybody ready for both rates, hands over the evidence and writes the change down.
+    /// Has everybody ready for both rates.
     async fn prepare_class(&mut self, draft: &Draft) -> Result<(), Error> {
         self.revise(&self.book, &draft.between, None).await?;
-        self.until_warm(&self.book, &draft.between, None).await?;
+        self.until_warm(&self.book, &draft.between, None).await
+    }
+
+    /// Hands over the evidence and writes the change down.
+    async fn give_class(&mut self, draft: &Draft) -> Result<(), Error> {
         for (grant, admitted) in self.given(draft) {
             self.record_given(grant, admitted.generation);
         }
@@ -81,13 +92,8 @@ impl Service {
         given.filter_map(|(name, admitted)| draft.next.grant(name).map(|grant| (grant, *admitted))).collect()
     }
 
-    /// Puts the numbers back that were told, and ends what was given.
+    /// Puts the numbers back that were told.
     async fn withdraw_class(&mut self, draft: &Draft) {
-        for (name, admitted) in &draft.members {
-            if self.running.contains_key(name) {
-                self.record_ended(name, admitted.generation, EndedBecause::Withdrawn);
-            }
-        }
         self.options.starts.set(&self.book);
         let _closing = self.revise(&draft.between, &self.book, None).await;
     }

@@ -405,7 +405,9 @@ impl Service {
         }
         let reason = tail(&error.explain());
         let mut version = draft.old.as_ref().map(|old| old.current.version);
-        if let (Some((_, generation)), Some(grant)) = (self.new_bounds(name, place), self.book.grant(name)) {
+        // Whose neighbours were not ready was given nothing yet.
+        let given = !matches!(error, Error::NeighbourNotReady { .. });
+        if let (true, Some((_, generation)), Some(grant)) = (given, self.new_bounds(name, place), self.book.grant(name)) {
             self.record_given(grant, generation);
         }
         match self.running.get(name).cloned() {
@@ -426,7 +428,7 @@ impl Service {
         }
         let _closing = self.revise(&place.next, &self.book, Some(name)).await;
         self.options.starts.set(&self.book);
-        if let Some((_, generation)) = self.new_guarantee(name, place) {
+        if let (true, Some((_, generation))) = (given, self.new_guarantee(name, place)) {
             self.record_ended(name, generation, EndedBecause::Withdrawn);
         }
         let revision = self.registry.draw();

@@ -45,8 +45,8 @@ pub enum Error {
     #[error("function `{function}` was not ready within {limit:?}")]
     NotReady { function: FunctionName, limit: Duration },
     #[error(
-        "nothing was changed: beside this change function `{neighbour}` needs {warm} warm instances and did not have them within \
-         {limit:?}; see its log, mend or delete it, or try again"
+        "beside this change function `{neighbour}` needs {warm} warm instances and did not have them within {limit:?}: what served \
+         before serves as before; see the log of `{neighbour}`, mend or delete it, or try again"
     )]
     NeighbourNotReady { neighbour: FunctionName, warm: u32, limit: Duration },
     #[error("cannot keep the change")]

@@ -624,7 +624,7 @@ async fn an_update_waits_until_its_neighbours_are_ready_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_neighbour_that_never_becomes_ready_is_named_soon_and_nothing_is_changed() {
+async fn a_neighbour_that_never_becomes_ready_is_named_soon_and_what_served_serves_as_before() {
     let one_core = Options { capacity: NodeCapacity { cores: 1, ..capacity() }, ..options() };
     let world = World::start(Memory::new(), Arc::new(tempfile::tempdir().unwrap()), one_core).await;
     let heavy = |start_within: &str| format!("rate = \"5/s\"\nmax_run_time = \"40ms\"\nstart_within = \"{start_within}\"");
@@ -635,6 +635,7 @@ async fn a_neighbour_that_never_becomes_ready_is_named_soon_and_nothing_is_chang
     let key = world.control.view().homes[&neighbour].key;
     world.lanes.inner.lock().unwrap().cold.insert(key);
     world.lanes.take_calls();
+    world.evidence.take();
     let begun = tokio::time::Instant::now();
     let update = world.put(spec("f", &heavy("50ms"), "h"), b"one");
     let (update, _) = tokio::join!(update, world.control.starts_slower(name.clone(), Duration::ZERO));
@@ -643,6 +644,11 @@ async fn a_neighbour_that_never_becomes_ready_is_named_soon_and_nothing_is_chang
     assert!(begun.elapsed() < options().install_limit, "whoever came after it went on: {:?}", begun.elapsed());
     assert!(!world.lanes.take_calls().iter().any(|call| call.starts_with("install")), "the old version is not touched");
     assert_eq!(world.control.view().grant(&neighbour).unwrap(), &before);
+    let evidence = world.evidence.take();
+    assert!(
+        evidence.iter().all(|line| line.starts_with("+n")),
+        "nothing was given to `f`, and nothing of it ended: {evidence:?}"
+    );
     world.check();
     world.control.delete(&neighbour, None).await.unwrap();
     world.put(spec("f", &heavy("50ms"), "h"), b"one").await.unwrap();
