@@ -60,6 +60,8 @@ pub(crate) const BACKLOG: i32 = 4_096;
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// Connections of one function that wait for their hand-over, whatever happens to its excess.
 const LINE_MAX: usize = 32;
+/// Where more wait, no more than are handed over within this time.
+const LINE_WITHIN: Duration = Duration::from_secs(1);
 /// Stages of a connection whose first request is not there yet, each with places of its own.
 pub(crate) const STAGES: usize = 3;
 /// Turns of the event loop between two questions to the kernel about what came.
@@ -164,12 +166,12 @@ impl Line {
     }
 
     /// How many may wait in it where each payer is handed so many a second. What is excess may wait elsewhere, or is refused: it
-    /// is told so soon. Where it waits for slots, it may as well wait here, but not so long that its deadline is over.
+    /// is told so soon. Where it waits for slots, it may as well wait here, but not so long that its deadline is over, and
+    /// not for long: among it may be what conforms, and has not arrived yet.
     fn longest(&self, per_second: u32) -> usize {
         let Some((limit, deadline)) = self.queue else { return LINE_MAX };
-        let timely = deadline.map_or(usize::MAX, |deadline| {
-            usize::try_from(deadline.as_millis() * u128::from(per_second) / 1_000).unwrap_or(usize::MAX)
-        });
+        let within = deadline.map_or(LINE_WITHIN, |deadline| deadline.min(LINE_WITHIN));
+        let timely = usize::try_from(within.as_millis() * u128::from(per_second) / 1_000).unwrap_or(usize::MAX);
         limit.min(timely).max(LINE_MAX)
     }
 }

@@ -167,7 +167,7 @@ fn bursts_of_functions_whose_excess_waits_go_whole_to_the_guaranteed_lane_and_in
 }
 
 #[test]
-fn a_line_is_as_long_as_its_queue_but_no_longer_than_a_deadline() {
+fn a_line_is_as_long_as_its_queue_but_no_longer_than_a_second_or_a_deadline() {
     let longest = |terms: &[(&str, &str)]| {
         let queue = Line::of(&routed_on("f", FunctionKey(1), terms));
         Line { queue, ..Line::default() }.longest(60)
@@ -175,9 +175,11 @@ fn a_line_is_as_long_as_its_queue_but_no_longer_than_a_deadline() {
     let rate = ("rate", "5/s");
     assert_eq!(longest(&[rate]), LINE_MAX);
     assert_eq!(longest(&[rate, ("overflow", "reject")]), LINE_MAX);
-    assert_eq!(longest(&[rate, ("overflow", "queue"), ("queue_limit", "500")]), 500);
+    assert_eq!(longest(&[rate, ("overflow", "queue"), ("queue_limit", "50")]), 50);
+    assert_eq!(longest(&[rate, ("overflow", "queue"), ("queue_limit", "500")]), 60);
     assert_eq!(longest(&[rate, ("overflow", "queue"), ("queue_limit", "5")]), LINE_MAX);
-    assert_eq!(longest(&[rate, ("overflow", "queue"), ("deadline", "2s")]), 120);
+    assert_eq!(longest(&[rate, ("overflow", "queue"), ("deadline", "2s")]), 60);
+    assert_eq!(longest(&[rate, ("overflow", "queue"), ("deadline", "800ms")]), 48);
 }
 
 #[test]
