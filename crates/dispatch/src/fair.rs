@@ -145,33 +145,43 @@ impl<T> FairQueue<T> {
     /// The function whose turn it is, among those that are wanted and have work.
     #[must_use]
     pub fn first(&self) -> Option<FunctionKey> {
-        self.turns().next()
+        self.turns().find_map(|mut of| of.next())
     }
 
-    /// The function whose turn it is of each tenant that has one, in the order of the tenants' turns.
-    pub fn turns(&self) -> impl Iterator<Item = FunctionKey> + '_ {
-        let first = |(_, tenant): &(u64, u64)| self.tenants.get(tenant)?.ready.first().map(|(_, function)| *function);
-        self.ready.iter().filter_map(first)
+    /// The functions of each tenant that has any, in the order of their turns, in the order of the tenants' turns.
+    pub fn turns(&self) -> impl Iterator<Item = impl Iterator<Item = FunctionKey> + '_> + '_ {
+        let of = |(_, tenant): &(u64, u64)| Some(self.tenants.get(tenant)?.ready.iter().map(|(_, function)| *function));
+        self.ready.iter().filter_map(of)
     }
 
     /// Takes the oldest invocation of the function whose turn it is and charges it with `estimate`.
     pub fn pop(&mut self, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
         let (_, tenant) = self.ready.first().copied()?;
-        self.pop_of(tenant, Order::Oldest, estimate)
+        let (_, function) = self.tenants.get(&tenant)?.ready.first().copied()?;
+        self.pop_of(tenant, (function, Order::Oldest), estimate)
     }
 
-    /// The same for a tenant, whoever's turn it is among the tenants, and with this order within its function.
-    pub fn pop_for(&mut self, tenant: &Tenant, order: Order, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
+    /// The same for a function of a tenant, whoever's turn it is, and with this order within the function.
+    pub fn pop_for(
+        &mut self,
+        tenant: &Tenant,
+        function: (FunctionKey, Order),
+        estimate: Duration,
+    ) -> Option<(InvocationId, T, Charge)> {
         let tenant = self.names.get(tenant).copied()?;
-        self.pop_of(tenant, order, estimate)
+        self.pop_of(tenant, function, estimate)
     }
 
-    fn pop_of(&mut self, tenant: u64, order: Order, estimate: Duration) -> Option<(InvocationId, T, Charge)> {
+    fn pop_of(
+        &mut self,
+        tenant: u64,
+        (function, order): (FunctionKey, Order),
+        estimate: Duration,
+    ) -> Option<(InvocationId, T, Charge)> {
         let account = self.tenants.get_mut(&tenant)?;
-        let (flow_served, function) = account.ready.first().copied()?;
+        let flow = account.functions.get_mut(&function).filter(|flow| !flow.queue.is_empty())?;
         self.present = self.present.max(account.served);
-        account.present = account.present.max(flow_served);
-        let flow = account.functions.get_mut(&function)?;
+        account.present = account.present.max(flow.served);
         let (_, (id, item)) = match order {
             Order::Oldest => flow.queue.pop_first()?,
             Order::Newest => flow.queue.pop_last()?,
@@ -266,7 +276,7 @@ impl<T> FairQueue<T> {
         self.names.insert(tenant.clone(), key);
         let account = Account {
             name: tenant.clone(),
-            served: self.present,
+            served: just_before(self.present),
             waiting: 0,
             open: 0,
             functions: BTreeMap::new(),
@@ -444,17 +454,41 @@ mod tests {
         let mut queue = backlog(&[(1, 1), (2, 2)], 3);
         let mut taken = Vec::new();
         for owner in [2, 2] {
-            let (_, pair, charge) = queue.pop_for(&tenant(owner), Order::Oldest, MS).unwrap();
+            let (_, pair, charge) = queue.pop_for(&tenant(owner), (FunctionKey(2), Order::Oldest), MS).unwrap();
             queue.settle(&charge, MS);
             taken.push(pair);
         }
-        assert_eq!(queue.turns().collect::<Vec<_>>(), [FunctionKey(1), FunctionKey(2)]);
+        assert_eq!(queue.turns().flatten().collect::<Vec<_>>(), [FunctionKey(1), FunctionKey(2)]);
         while let Some((_, pair, charge)) = queue.pop(MS) {
             queue.settle(&charge, MS);
             taken.push(pair);
         }
         assert_eq!(taken, [(2, 2), (2, 2), (1, 1), (1, 1), (1, 1), (2, 2)]);
-        assert_eq!(queue.pop_for(&tenant(1), Order::Oldest, MS), None);
+        assert_eq!(queue.pop_for(&tenant(1), (FunctionKey(1), Order::Oldest), MS), None);
+    }
+
+    #[test]
+    fn a_tenant_that_is_first_seen_goes_before_its_equals() {
+        let mut queue = backlog(&[(1, 1), (2, 2)], 3);
+        for _ in 0..2 {
+            let (.., charge) = queue.pop(MS).unwrap();
+            queue.settle(&charge, MS);
+        }
+        let (_, pair, first) = queue.pop(MS).unwrap();
+        queue.push(&tenant(3), FunctionKey(3), id(100), (3, 3)).unwrap();
+        let (_, next, second) = queue.pop(MS).unwrap();
+        assert_eq!((pair, next), ((1, 1), (3, 3)), "tenant 2 was served as much as 1 had been");
+        for charge in [first, second] {
+            queue.settle(&charge, MS);
+        }
+    }
+
+    #[test]
+    fn a_function_can_be_served_before_its_turn_and_the_one_before_it_keeps_its_own() {
+        let mut queue = backlog(&[(1, 1), (1, 2)], 2);
+        let (_, pair, charge) = queue.pop_for(&tenant(1), (FunctionKey(2), Order::Oldest), MS).unwrap();
+        queue.settle(&charge, MS);
+        assert_eq!((pair, queue.first()), ((1, 2), Some(FunctionKey(1))));
     }
 
     #[test]
@@ -508,11 +542,12 @@ mod tests {
                     }
                     3..=5 => {
                         let first = queue.first();
-                        let owner = tenant(first.map_or(0, |function| function.0 / 10));
+                        let of = first.unwrap_or(FunctionKey(0));
+                        let owner = tenant(of.0 / 10);
                         let taken = match step {
                             3 => queue.pop(MS),
-                            4 => queue.pop_for(&owner, Order::Oldest, MS),
-                            _ => queue.pop_for(&owner, Order::Newest, MS),
+                            4 => queue.pop_for(&owner, (of, Order::Oldest), MS),
+                            _ => queue.pop_for(&owner, (of, Order::Newest), MS),
                         };
                         prop_assert_eq!(first, taken.as_ref().map(|(_, (_, function), _)| *function));
                         if let Some((taken, (number, function), charge)) = taken {

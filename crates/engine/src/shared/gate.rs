@@ -59,8 +59,8 @@ impl Part {
 pub(super) struct Learned(Option<Taken>);
 
 impl Learned {
-    /// Runs took `run`, and their instance used or waited for a core for `wanted` of it. Long runs weigh more than short
-    /// ones: where some wait and others compute, the ones that wait need the room.
+    /// Takes in what was measured of runs, an eighth of each mean. The means are of times, not of their ratios, so that long runs
+    /// weigh more than short ones: where some wait and others compute, the ones that wait need the room.
     pub(super) fn learn(&mut self, new: Taken) {
         let mean = |old: Duration, new: Duration| (old * 7 + new) / 8;
         let known = self.0.unwrap_or(new);

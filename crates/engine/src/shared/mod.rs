@@ -202,7 +202,6 @@ enum State {
 struct Running {
     function: FunctionKey,
     instance: InstanceId,
-    arrived: Time,
     delivered: Time,
     /// When it is stopped, and how it has ended then.
     until: Time,
@@ -241,8 +240,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Mean runs of its function that an invocation may take which its client left, and how long it goes on then at most.
 const GRACE_MEAN_RUNS: u32 = 2;
 const GRACE_MAX: Duration = Duration::from_millis(100);
-/// Functions whose start is held, that others may pass at once.
-const PASSED_MAX: usize = 64;
+/// Functions whose start is held that one with an idle instance may pass, in all and of each tenant; so it takes 65 tenants to stop it.
+const PASSED_MAX: u32 = 256;
+const PASSED_OF_TENANT: usize = 4;
 
 /// Whether there is room for an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -413,7 +413,7 @@ impl Engine {
         self.start_incoming(actions);
         let mut passed_over = Vec::new();
         while u32::try_from(self.running.len()).is_ok_and(|running| running < self.options.concurrency) {
-            let Some(key) = self.whose_turn(&mut passed_over) else { break };
+            let Some(key) = self.whose_turn() else { break };
             let Some(function) = self.functions.get(&key) else { break };
             if let Some((_, instance)) = function.idle.last().copied() {
                 self.serve(key, instance, actions);
@@ -438,34 +438,31 @@ impl Engine {
         }
     }
 
-    /// The function whose turn it is, of those that the gate lets in. One whose start is held by other starts is passed over:
-    /// whoever has an idle instance may use what these leave of the cores.
-    fn whose_turn(&mut self, passed_over: &mut Vec<FunctionKey>) -> Option<FunctionKey> {
-        loop {
-            let mut held = None;
-            let mut first = None;
-            // Each tenant that is held has runs that take all places, so these are fewer than there are instances.
-            for key in self.queue.turns() {
-                let Some(function) = self.functions.get(&key) else { break };
+    /// The function whose turn it is, of those that the gate lets in. Where starts are held by other starts, whoever has an idle
+    /// instance may use what these leave of the cores, and passes those who wait for a start.
+    fn whose_turn(&mut self) -> Option<FunctionKey> {
+        let (mut held, mut first, mut passed) = (None, None, 0);
+        // Each tenant that is held has runs that take all places, so these are fewer than there are instances.
+        'turns: for tenant in self.queue.turns() {
+            for key in tenant.take(PASSED_OF_TENANT) {
+                let Some(function) = self.functions.get(&key) else { break 'turns };
                 let what = function.next_use();
-                match self.gate.entry(&function.deployment.tenant, what, function.mean_run, self.now) {
-                    Entry::HeldUntil(until) => held = Some(held.map_or(until, |earliest: Time| earliest.min(until))),
-                    entry @ (Entry::Open | Entry::Full) => {
-                        first = Some((key, what, entry));
+                match (self.gate.entry(&function.deployment.tenant, what, function.mean_run, self.now), what) {
+                    (Entry::HeldUntil(until), _) => {
+                        held = Some(held.map_or(until, |earliest: Time| earliest.min(until)));
                         break;
                     }
+                    (Entry::Open, _) => {
+                        first = Some(key);
+                        break 'turns;
+                    }
+                    (Entry::Full, Use::Start(_)) if !self.idle.is_empty() && passed < PASSED_MAX => passed += 1,
+                    (Entry::Full, Use::Run | Use::Start(_)) => break 'turns,
                 }
-            }
-            self.arm_gate(held);
-            let (key, what, entry) = first?;
-            match (entry, what) {
-                (Entry::Open | Entry::HeldUntil(_), _) => return Some(key),
-                (Entry::Full, Use::Start(_)) if !self.idle.is_empty() && passed_over.len() < PASSED_MAX => {
-                    self.pass_over(key, passed_over);
-                }
-                (Entry::Full, Use::Run | Use::Start(_)) => return None,
             }
         }
+        self.arm_gate(held);
+        first
     }
 
     /// The turn of a function goes to others for now.
@@ -492,7 +489,7 @@ impl Engine {
         let order = function.patience.order(self.now, self.now.since(oldest));
         let (timeout, learned) = (function.deployment.timeout, function.learned);
         let estimate = price(&self.options, function, function.mean_run, function.mean_run);
-        let Some((id, asked, charge)) = self.queue.pop_for(&tenant, order, estimate) else { return };
+        let Some((id, asked, charge)) = self.queue.pop_for(&tenant, (key, order), estimate) else { return };
         self.leave_waiting(id, asked);
         self.leave_idle(instance);
         let known = self.instances.get_mut(&instance).expect("invariant: an idle instance is known");
@@ -502,7 +499,7 @@ impl Engine {
         let allowance = Allowance { run_time: timeout, cpu: CpuShare::FULL, until };
         self.timers.insert((until, Timer::Stop(id)));
         let stopped_as = End::Overran;
-        let running = Running { function: key, instance, arrived: asked.arrived, delivered, until, stopped_as, charge };
+        let running = Running { function: key, instance, delivered, until, stopped_as, charge };
         self.running.insert(id, running);
         actions.push(Action::Deliver { id, instance, allowance, conforming: None });
         self.refresh(key);
@@ -540,7 +537,7 @@ impl Engine {
             return;
         }
         let Some(function) = self.functions.get_mut(&run.function) else { return self.stop(id, End::Cancelled, actions) };
-        function.patience.hung_up(self.now, self.now.since(run.arrived));
+        function.patience.hung_up(self.now);
         // A run that is over soon costs less than the start of another instance.
         let over = run.delivered + function.mean_run * GRACE_MEAN_RUNS;
         self.timers.remove(&(run.until, Timer::Stop(id)));
@@ -564,7 +561,7 @@ impl Engine {
         let asked = self.queue.remove(id)?;
         self.leave_waiting(id, asked);
         if let Some(function) = self.functions.get_mut(&key) {
-            function.patience.hung_up(self.now, self.now.since(asked.arrived));
+            function.patience.hung_up(self.now);
         }
         self.refresh(key);
         Some(asked)
