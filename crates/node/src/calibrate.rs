@@ -4,7 +4,7 @@
 //! loopback, the front's parse and hand-over, an instance's thread that wakes and reads it. Meanwhile every core is kept busy
 //! by threads of ordinary class, so that what is measured is the tolerance under load.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,6 +16,7 @@ use model::Time;
 use runtime::http1::{After, Connection, Limits};
 use runtime::sys::{clock, sched};
 
+use crate::front_cost::message;
 use crate::probe::{self, Gap, Probes, Pulses};
 use crate::{front_cost, lane};
 
@@ -161,14 +162,12 @@ fn play_client(front: SocketAddr, classes: Classes, rounds: u32) -> io::Result<(
     }
     let mut stream = TcpStream::connect(front)?;
     stream.set_nodelay(true)?;
-    let mut answer = [0; 1024];
+    let mut kept = Vec::new();
     let mut due = clock::now() + Duration::from_millis(5);
     for _ in 0..rounds {
         clock::sleep_until(due);
         stream.write_all(REQUEST)?;
-        if stream.read(&mut answer)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        message(&mut stream, &mut kept)?;
         due = clock::now().max(due) + Duration::from_micros(700);
     }
     Ok(())
@@ -210,19 +209,14 @@ fn play_instance(front: SocketAddr, (core, classes): (u16, Classes), rounds: u32
     take_class(classes, core, INSTANCE_PRIORITY)?;
     let mut stream = TcpStream::connect(front)?;
     stream.set_nodelay(true)?;
-    let mut samples = Vec::new();
-    let mut answer = [0; 1024];
+    let (mut samples, mut kept) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         stream.write_all(REQUEST)?;
-        if stream.read(&mut answer)? == 0 {
-            break;
-        }
+        message(&mut stream, &mut kept)?;
         let until = clock::now();
         samples.push(Sample { from: Time::from_nanos(stamp.load(Ordering::SeqCst)), until });
         stream.write_all(REQUEST)?;
-        if stream.read(&mut answer)? == 0 {
-            break;
-        }
+        message(&mut stream, &mut kept)?;
     }
     Ok(samples)
 }

@@ -423,8 +423,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One message whose body has a stated length, or none.
-fn message(stream: &mut TcpStream, kept: &mut Vec<u8>) -> io::Result<Vec<u8>> {
+/// One message whose body has a stated length, or none, in however many pieces it comes; what came of the next one is kept.
+pub(crate) fn message(stream: &mut TcpStream, kept: &mut Vec<u8>) -> io::Result<Vec<u8>> {
     loop {
         if let Some(head) = kept.windows(4).position(|four| four == b"\r\n\r\n") {
             let text = String::from_utf8_lossy(&kept[..head]);
