@@ -424,7 +424,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// One message whose body has a stated length, or none, in however many pieces it comes; what came of the next one is kept.
-pub(crate) fn message(stream: &mut TcpStream, kept: &mut Vec<u8>) -> io::Result<Vec<u8>> {
+fn message(stream: &mut TcpStream, kept: &mut Vec<u8>) -> io::Result<Vec<u8>> {
     loop {
         if let Some(head) = kept.windows(4).position(|four| four == b"\r\n\r\n") {
             let text = String::from_utf8_lossy(&kept[..head]);
