@@ -165,16 +165,15 @@ fn is_dead(process: u32) -> bool {
     matches!(state, Some('Z' | 'X')) && threads <= 1
 }
 
-/// Processes that loop until it is dropped.
+/// Processes that loop until it is dropped, or the thread that started them ends, however it does.
 struct Crowd(Vec<Child>);
 
 impl Crowd {
     fn start() -> Result<Self> {
-        let busy =
-            |_| Command::new("setsid").args(["sh", "-c", "while :; do :; done"]).spawn().context("cannot start a busy process");
+        let looping = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", "while :; do :; done"];
         let mut crowd = Self(Vec::with_capacity(BUSY));
-        for number in 0..BUSY {
-            crowd.0.push(busy(number)?);
+        for _ in 0..BUSY {
+            crowd.0.push(Command::new("setsid").args(looping).spawn().context("cannot start a busy process")?);
         }
         Ok(crowd)
     }
