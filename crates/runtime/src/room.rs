@@ -87,6 +87,12 @@ impl<K: Ord + Clone> Room<K> {
         self.taken.get(key).copied().unwrap_or(0)
     }
 
+    /// Places of all.
+    #[must_use]
+    pub const fn taken(&self) -> usize {
+        self.sum
+    }
+
     /// How many share.
     #[must_use]
     pub fn sharing(&self) -> usize {

@@ -1,10 +1,11 @@
 //! The places of connections whose first request is not there yet.
 //!
 //! There are three stages, each with places of its own: connections that have sent nothing, those whose first request has
-//! begun, and those whose head showed a key and whose body is to come. Of the last, half of the places are for heads with the token, and
-//! half for those with a signature: who knows a key's name alone can claim one, and only the body proves it. Whoever enters a full stage takes the place of the one that has
-//! been in it longest. So nobody is kept out by those who are slow, who sends is not pushed out by who does not, and who
-//! sends its body is not pushed out by strangers' half heads, nor one with the token by claims.
+//! begun, and those whose head showed a key and whose body is to come. Of the last, half of the places are for heads with the
+//! token, and half for those with a signature: who knows a key's name alone can claim one, and only the body proves it. Whoever
+//! enters a full stage takes the place of the one that has been in it longest. So nobody is kept out by those who are slow, who
+//! sends is not pushed out by who does not, and who sends its body is not pushed out by strangers' half heads, nor one with the
+//! token by claims.
 
 use std::collections::BTreeMap;
 

@@ -66,7 +66,6 @@ pub(super) struct Lines {
     /// A place for each byte.
     bytes: Room<Payer>,
     turns: BTreeMap<Payer, Rc<Mutex<()>>>,
-    waiting: usize,
     closed: bool,
     /// Wakes all that wait when the lines close.
     closing: Rc<Notify>,
@@ -79,7 +78,6 @@ impl Default for Lines {
             room: Room::new(places),
             bytes: Room::new(LINES_BYTES_MAX),
             turns: BTreeMap::new(),
-            waiting: 0,
             closed: false,
             closing: Rc::default(),
         };
@@ -108,7 +106,7 @@ impl Lines {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting == 0
+        self.room.taken() == 0
     }
 
     fn turn(&self, payer: Payer) -> Rc<Mutex<()>> {
@@ -154,14 +152,12 @@ impl<M: Machine> Core<M> {
             self.lines.room.exit(&payer);
             return Err(full);
         }
-        self.lines.waiting += 1;
         Ok(())
     }
 
     fn leave_line(&mut self, payer: Payer, bytes: usize) {
         self.lines.room.exit(&payer);
         self.lines.bytes.exit_with(&payer, bytes);
-        self.lines.waiting -= 1;
         self.finish_drain();
     }
 }
@@ -325,7 +321,7 @@ mod tests {
             let _first = (turns[0].lock().await, turns[1].lock().await);
             let waits = request(&lane);
             let drain = async {
-                while lane.core.borrow().lines.waiting < 2 {
+                while lane.core.borrow().lines.room.taken() < 2 {
                     tokio::task::yield_now().await;
                 }
                 lane.core.borrow_mut().lines.close();
