@@ -155,36 +155,20 @@ fn take_class(classes: Classes, core: u16, priority: u8) -> io::Result<()> {
     }
 }
 
-/// Reads one answer whole, in however many pieces it comes. Without allocating: that takes locks of the whole process, which threads
-/// of lower classes may hold.
-fn read_answer(stream: &mut TcpStream) -> io::Result<()> {
-    let mut answer = [0; 1024];
-    let mut count = 0;
-    loop {
-        match stream.read(answer.get_mut(count..).unwrap_or_default())? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            more => count += more,
-        }
-        let text = std::str::from_utf8(&answer[..count]).map_err(io::Error::other)?;
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
-        if length.unwrap_or(0) <= body.len() {
-            return Ok(());
-        }
-    }
-}
-
 fn play_client(front: SocketAddr, classes: Classes, rounds: u32) -> io::Result<()> {
     if classes == Classes::RealTime {
         sched::set_current(sched::Class::Fifo { priority: probe::PRIORITY - 1 }).map_err(io::Error::other)?;
     }
     let mut stream = TcpStream::connect(front)?;
     stream.set_nodelay(true)?;
+    let mut answer = [0; 1024];
     let mut due = clock::now() + Duration::from_millis(5);
     for _ in 0..rounds {
         clock::sleep_until(due);
         stream.write_all(REQUEST)?;
-        read_answer(&mut stream)?;
+        if stream.read(&mut answer)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         due = clock::now().max(due) + Duration::from_micros(700);
     }
     Ok(())
@@ -226,14 +210,19 @@ fn play_instance(front: SocketAddr, (core, classes): (u16, Classes), rounds: u32
     take_class(classes, core, INSTANCE_PRIORITY)?;
     let mut stream = TcpStream::connect(front)?;
     stream.set_nodelay(true)?;
-    let mut samples = Vec::with_capacity(usize::try_from(rounds).unwrap_or_default());
+    let mut samples = Vec::new();
+    let mut answer = [0; 1024];
     for _ in 0..rounds {
         stream.write_all(REQUEST)?;
-        read_answer(&mut stream)?;
+        if stream.read(&mut answer)? == 0 {
+            break;
+        }
         let until = clock::now();
         samples.push(Sample { from: Time::from_nanos(stamp.load(Ordering::SeqCst)), until });
         stream.write_all(REQUEST)?;
-        read_answer(&mut stream)?;
+        if stream.read(&mut answer)? == 0 {
+            break;
+        }
     }
     Ok(samples)
 }
